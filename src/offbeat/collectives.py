@@ -1,0 +1,74 @@
+"""Collectives as plain messages between nodes, so that they run wherever methods run."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .message import message
+from .node import Node
+
+
+@message
+class Chunk:
+    values: Tensor  # about (d / n,)
+    key: int
+    sequence: int
+
+    @property
+    def tag(self) -> tuple[int, int]:
+        return (self.key, self.sequence)
+
+
+def chunk_bounds(size: int, parts: int) -> list[int]:
+    """Where a vector of that size is cut into chunks; the first `size % parts` have one more."""
+    base, rest = divmod(size, parts)
+    bounds = [0]
+    for part in range(parts):
+        bounds.append(bounds[-1] + base + (part < rest))
+    return bounds
+
+
+async def ring_all_reduce(
+    node: Node, x: Tensor, group: tuple[int, ...], tag: tuple[int, int] = (0, 0)
+) -> Tensor:
+    """The mean of `x` (any shape) over a group: n-1 steps of reduce-scatter, n-1 of all-gather.
+
+    Each of the 2(n-1) steps passes one chunk of d/n to the next member, so every member sends
+    2(n-1)/n of d (Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms"). The
+    terms of each chunk are added in ring order, beginning with the chunk's own index: the
+    result has the same bits everywhere and in every runtime.
+    """
+    n = len(group)
+    result = x.detach().reshape(-1).clone()
+    if n == 1:
+        return result.view(x.shape)
+    here = group.index(node.rank)
+    following, preceding = group[(here + 1) % n], group[here - 1]
+    bounds = chunk_bounds(result.numel(), n)
+    chunks = [result[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    for step in range(n - 1):
+        node.send(following, Chunk(chunks[(here - step) % n], *tag))
+        _, received = await node.recv(Chunk, source=preceding, tag=tag)
+        chunk = chunks[(here - step - 1) % n]
+        torch.add(received.values, chunk, out=chunk)
+    chunks[(here + 1) % n].div_(n)
+    for step in range(n - 1):
+        node.send(following, Chunk(chunks[(here + 1 - step) % n], *tag))
+        _, received = await node.recv(Chunk, source=preceding, tag=tag)
+        chunks[(here - step) % n].copy_(received.values)
+    return result.view(x.shape)
+
+
+def ring_mean(values: list[Tensor]) -> Tensor:
+    """What `ring_all_reduce` gives every member, bit for bit, from the members' values in order."""
+    n = len(values)
+    flat = [value.detach().reshape(-1) for value in values]
+    result = torch.empty_like(flat[0])
+    bounds = chunk_bounds(result.numel(), n)
+    for index, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        total = flat[index][start:end].clone()
+        for step in range(1, n):
+            total += flat[(index + step) % n][start:end]
+        result[start:end] = total.div_(n) if n > 1 else total
+    return result.view(values[0].shape)

@@ -1,0 +1,154 @@
+"""Method: an algorithm as one coroutine per role, written once for every runtime."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from .node import Node, Suspension
+
+S = TypeVar("S")
+
+
+class Holder(Protocol):
+    """What `Method.model` may ask: a node, or the copy of one that a real run sends home."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def is_server(self) -> bool: ...
+    @property
+    def parameters(self) -> Tensor: ...
+    def state(self, state_type: type[S]) -> S: ...
+
+
+class NextRound(Suspension[None]):
+    """A worker between two rounds: where it stops when the run does."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "the next round"
+
+
+class Method(ABC):
+    """Hyper-parameters, and what each role does. Subclasses are frozen dataclasses.
+
+    One round of a worker is `step`. `background` names further coroutine methods, each of which
+    runs on every worker beside `step`, round after round.
+    """
+
+    family: ClassVar[str] = "user"
+    reference: ClassVar[str] = ""
+    background: ClassVar[tuple[str, ...]] = ()
+    messages: ClassVar[tuple[type, ...]] = ()
+    synchronous: ClassVar[bool] = False
+    """Every worker makes the same number of steps; otherwise whoever is free takes the next."""
+    survives_loss: ClassVar[bool] = False
+    """The other workers go on when one departs, and late ones are let in."""
+    serial: ClassVar[dict[str, Any]] = {}
+    """The settings under which one worker without latency is serial SGD."""
+
+    @abstractmethod
+    async def step(self, node: Node) -> None:
+        """One round of a worker."""
+
+    def model(self, nodes: Sequence[Holder]) -> Tensor:
+        """The parameters (d,) that the live nodes stand for: by default the workers' mean."""
+        return torch.stack([node.parameters for node in nodes]).mean(dim=0)
+
+    def validate(self, workers: int) -> None:
+        """Raise ValueError, in one line, if this method cannot run on that many workers."""
+
+    @property
+    def server_count(self) -> int:
+        return 0
+
+    @property
+    def colocate(self) -> bool:
+        """Whether servers live on the workers' hosts instead of hosts of their own."""
+        return False
+
+    def agreed(self, round: int) -> bool:
+        """Whether all workers hold equal parameters at the end of that round."""
+        return False
+
+    def restart(self, node: Node, x: Tensor) -> None:
+        """Go on from parameters that are common to all workers (for methods that wrap this one)."""
+        node.load(x)
+
+    def roles(self, node: Node) -> dict[str, Coroutine[Any, Any, None]]:
+        """What runs on that node, by name."""
+        return {"worker": self._work(node)} | self.beside(node)
+
+    def beside(self, node: Node) -> dict[str, Coroutine[Any, Any, None]]:
+        """The background roles of a worker, by name."""
+        return {name: self._repeat(node, name) for name in self.background}
+
+    async def _work(self, node: Node) -> None:
+        while True:
+            await NextRound()
+            await self.step(node)
+            node.round += 1
+
+    async def _repeat(self, node: Node, name: str) -> None:
+        coroutine_method = getattr(self, name)
+        while True:
+            await coroutine_method(node)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerMethod(Method):
+    """A method whose parameters live on servers.
+
+    Args:
+        servers: how many nodes share the parameters, cut at tensor boundaries.
+        colocated: servers run on the workers' hosts, one each, instead of on hosts of their own.
+    """
+
+    servers: int = 1
+    colocated: bool = False
+
+    family: ClassVar[str] = "parameter server"
+    survives_loss: ClassVar[bool] = True
+
+    @abstractmethod
+    async def serve(self, node: Node) -> None:
+        """One round of a server."""
+
+    def model(self, nodes: Sequence[Holder]) -> Tensor:
+        """What the servers hold, in order."""
+        held = sorted((n for n in nodes if n.is_server), key=lambda n: n.rank)
+        return torch.cat([node.parameters for node in held])
+
+    def validate(self, workers: int) -> None:
+        if self.servers < 1:
+            raise ValueError(f"servers is {self.servers}; a parameter server needs at least 1")
+        if self.colocated and self.servers > workers:
+            raise ValueError(
+                f"{self.servers} servers cannot be colocated with {workers} workers, one each; "
+                "lower servers or raise cluster.workers"
+            )
+
+    @property
+    def server_count(self) -> int:
+        return self.servers
+
+    @property
+    def colocate(self) -> bool:
+        return self.colocated
+
+    def roles(self, node: Node) -> dict[str, Coroutine[Any, Any, None]]:
+        if node.is_server:
+            return {"server": self._serve(node)}
+        return super().roles(node)
+
+    async def _serve(self, node: Node) -> None:
+        while True:
+            await self.serve(node)
+            node.round += 1

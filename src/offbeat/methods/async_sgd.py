@@ -1,0 +1,55 @@
+"""Asynchronous SGD with a parameter server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..message import message
+from ..method import ServerMethod
+from ..node import Node
+
+
+@message
+class Push:  # worker -> server
+    gradient: Tensor  # (d,) of the server's shard
+    taken_at: int  # version of the shard in the worker's snapshot
+
+
+@message
+class Pull:  # server -> worker
+    parameters: Tensor  # (d,) of the server's shard
+    version: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsyncSGD(ServerMethod):
+    """Asynchronous SGD: the server applies each gradient as it comes, x <- x - lr * g(x_{k-tau}).
+
+    Each worker gets the parameters back that its gradient was applied to, and goes on from them.
+    Several servers share the parameters, each with a clock of its own.
+
+    Roles: worker, server. Messages: Push, Pull.
+    Reference: Dean et al., "Large Scale Distributed Deep Networks", 2012, section 4.1 (Downpour
+    with n_fetch = n_push = 1).
+    Differences: a worker makes no step of its own between push and fetch.
+    """
+
+    reference: ClassVar[str] = "Dean et al., Large Scale Distributed Deep Networks, 2012"
+    messages: ClassVar[tuple[type, ...]] = (Push, Pull)
+
+    async def serve(self, node: Node) -> None:
+        worker, push = await node.recv(Push)
+        node.apply(push.gradient, taken_at=push.taken_at)
+        node.send(worker, Pull(node.parameters, node.version))
+
+    async def step(self, node: Node) -> None:
+        gradient = await node.gradient()
+        for shard in node.shards:
+            taken_at = gradient.versions[shard.index]
+            node.send(shard.server, Push(gradient.vector[shard.span], taken_at))
+        for shard in node.shards:
+            _, pull = await node.recv(Pull, source=shard.server)
+            node.load(pull.parameters, pull.version, shard)

@@ -1,0 +1,375 @@
+"""Node: the handle that a role receives, and all that it knows of the world."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from .parameters import Layout, OptimizerFactory, ParameterOptimizer
+from .schedule import Schedule
+from .topology import Neighbors, Topology, neighbors
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+M = TypeVar("M")
+S = TypeVar("S")
+R = TypeVar("R")
+
+
+class PeerLost(Exception):
+    """The peer from which a role awaited something has crashed or left."""
+
+    def __init__(self, peer: int) -> None:
+        super().__init__(f"node {peer} is gone")
+        self.peer = peer
+
+
+class Suspension(Generic[R]):
+    """What a role awaits: the scheduler takes it and later resumes the role with its result."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, Any, R]:
+        return (yield self)
+
+
+@dataclass(slots=True, eq=False)
+class Gradient:
+    """A minibatch gradient at a snapshot of the parameters."""
+
+    vector: Tensor
+    """(d,)"""
+    versions: tuple[int, ...]
+    """Version of each shard of the snapshot; one number unless servers share the parameters."""
+    loss: float
+
+    @property
+    def version(self) -> int:
+        return self.versions[0]
+
+
+@dataclass(slots=True, eq=False)
+class GradientRequest(Suspension[Gradient]):
+    snapshot: Tensor
+    batch: Tensor | None
+    cancel_on: type | None
+    step: int
+    versions: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return "gradient()"
+
+
+@dataclass(slots=True, eq=False)
+class Receive(Suspension[tuple[int, M]]):
+    message_type: type[M]
+    source: int | None
+    tag: tuple[int, int] | None
+
+    def accepts(self, source: int, message: Any) -> bool:
+        return (self.source is None or self.source == source) and (
+            self.tag is None or message.tag == self.tag
+        )
+
+    def __str__(self) -> str:
+        sender = "" if self.source is None else f", source={self.source}"
+        return f"recv({self.message_type.__name__}{sender})"
+
+
+@dataclass(slots=True, eq=False)
+class Sleep(Suspension[None]):
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"sleep({self.seconds:g})"
+
+
+@dataclass(slots=True, eq=False)
+class Meet(Suspension[Tensor]):
+    """A collective that the runtime carries out itself, without messages of the role's."""
+
+    values: Tensor
+    group: tuple[int, ...]
+    tag: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f"all_reduce(group of {len(self.group)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The part of the parameters that one server holds."""
+
+    index: int
+    server: int
+    span: slice
+
+
+class Started(Protocol[R]):
+    """A coroutine that runs beside the role that started it; await it for its result."""
+
+    def __await__(self) -> Generator[Any, Any, R]: ...
+
+
+class Runtime(Protocol):
+    """What a node asks of the runtime that carries it."""
+
+    def now(self, node: Node) -> float: ...
+    def send(self, node: Node, to: int, message: Any) -> None: ...
+    def poll(self, node: Node, wanted: Receive[Any]) -> tuple[int, Any] | None: ...
+    def start(self, node: Node, name: str, coroutine: Coroutine[Any, Any, R]) -> Started[R]: ...
+    def all_reduce(
+        self, node: Node, values: Tensor, group: tuple[int, ...], tag: tuple[int, int]
+    ) -> Awaitable[Tensor]: ...
+    def stepped(self, node: Node, staleness: int, mixes: int) -> None: ...
+
+
+class OuterOptimizer:
+    """An optimizer of the method's own, on a vector of the method's own."""
+
+    def __init__(self, start: Tensor, factory: OptimizerFactory) -> None:
+        self.parameters = start.clone()
+        layout = Layout(("outer",), (tuple(start.shape),))
+        self._optimizer = ParameterOptimizer(self.parameters, layout, factory)
+
+    def step(self, gradient: Tensor) -> Tensor:
+        """One step along `gradient`; returns the vector after it."""
+        self._optimizer.step(gradient)
+        return self.parameters
+
+
+@dataclass(kw_only=True, eq=False)
+class Node:
+    """One participant: a worker or a server.
+
+    Methods read `parameters`; only `load`, `mix` and `apply` change it.
+    """
+
+    rank: int
+    workers: range
+    servers: range
+    parameters: Tensor
+    """(d,); on a server, its shard."""
+    layout: Layout
+    """Names and shapes of `parameters`."""
+    runtime: Runtime
+    optimizer_factory: OptimizerFactory
+    schedule: Schedule
+    batch_size: int
+    seed: int
+    shards: tuple[Shard, ...] = ()
+    """The servers and what part of the parameters each holds; empty without servers."""
+
+    round: int = 0
+    """Rounds of `step` or `serve` that this node has completed."""
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(f"{self.seed}/{self.rank}")
+        self.versions = [0] * (1 if self.is_server else max(1, len(self.shards)))
+        self.requests = 0
+        self.samples = 0
+        self.departed: set[int] = set()
+        self.first_round: dict[int, int] = {}
+        self.states: dict[type, Any] = {}
+        self._mixes = 0
+        self._mixes_at_snapshot = 0
+        self._outer: dict[str, OuterOptimizer] = {}
+        self._collectives: dict[tuple[tuple[int, ...], int | None], int] = {}
+        self._optimizer: ParameterOptimizer | None = None
+        # A server's step uses one worker's minibatch; a peer's step stands for one of each.
+        peers = 1 if self.servers else len(self.workers)
+        self._samples_per_gradient = self.batch_size * peers
+
+    # Who and where
+
+    @property
+    def size(self) -> int:
+        """Number of nodes: workers and servers."""
+        return len(self.workers) + len(self.servers)
+
+    @property
+    def is_server(self) -> bool:
+        return self.rank in self.servers
+
+    @property
+    def server(self) -> int:
+        """The only server's rank."""
+        if len(self.servers) != 1:
+            raise ValueError(f"there are {len(self.servers)} servers, not one; use node.shards")
+        return self.servers[0]
+
+    @property
+    def now(self) -> float:
+        """Seconds since the run began, in virtual or wall time."""
+        return self.runtime.now(self)
+
+    @property
+    def version(self) -> int:
+        """Optimizer steps that `parameters` have had; the oldest shard's on a worker of several."""
+        return min(self.versions)
+
+    def is_live(self, rank: int) -> bool:
+        """Whether that node takes part in this round, as far as is known here."""
+        return rank not in self.departed and self.first_round.get(rank, 0) <= self.round
+
+    def peers(self, topology: Topology) -> Neighbors:
+        """Live neighbours in this round and the weights they are given (they sum to one)."""
+        live = self.is_live if self.departed or self.first_round else None
+        return neighbors(topology, len(self.workers), self.rank, self.round, live)
+
+    # State
+
+    def state(self, state_type: type[S]) -> S:
+        """This node's own durable state of that type, made by `state_type()` at the first call."""
+        try:
+            return self.states[state_type]
+        except KeyError:
+            return self.states.setdefault(state_type, state_type())
+
+    def outer(
+        self, name: str, start: Tensor, factory: Callable[..., Optimizer], **settings: Any
+    ) -> OuterOptimizer:
+        """A further optimizer, on a vector that begins as `start`, made at the first call.
+
+        `factory` is a `torch.optim` class and `settings` are its arguments.
+        """
+        if name not in self._outer:
+            self._outer[name] = OuterOptimizer(
+                start, lambda named: factory([p for _, p in named], **settings)
+            )
+        return self._outer[name]
+
+    @property
+    def optimizer(self) -> ParameterOptimizer:
+        """The inner optimizer: `lr` and `reset()` are for methods to use."""
+        if self._optimizer is None:
+            self._optimizer = ParameterOptimizer(
+                self.parameters, self.layout, self.optimizer_factory
+            )
+            self._optimizer.scale(self.schedule.factor(self.samples))
+        return self._optimizer
+
+    # Changing the parameters
+
+    def load(
+        self, x: Tensor, version: int | None = None, part: Shard | slice | None = None
+    ) -> None:
+        """Replace the parameters, or a part of them, by `x`, which has had `version` steps."""
+        if part is None:
+            self.parameters.copy_(x)
+        else:
+            self.parameters[part.span if isinstance(part, Shard) else part].copy_(x)
+        if version is not None:
+            self.versions[part.index if isinstance(part, Shard) else 0] = version
+
+    def mix(self, *, scale: float = 1.0, add: Tensor | None = None) -> None:
+        """x <- scale * x + add: an averaging with others, which is no optimizer step."""
+        if scale != 1.0:
+            self.parameters.mul_(scale)
+        if add is not None:
+            self.parameters.add_(add)
+        self._mixes += 1
+
+    def apply(self, gradient: Tensor, taken_at: int | Sequence[int], lr_scale: float = 1.0) -> None:
+        """One step of the inner optimizer along `gradient` (d,).
+
+        `taken_at` is the version that the gradient was taken at; of a mean of several
+        gradients, the version of each.
+        """
+        contributions = (taken_at,) if isinstance(taken_at, int) else tuple(taken_at)
+        mixes = self._mixes - self._mixes_at_snapshot
+        for version in contributions:
+            self.runtime.stepped(self, self.versions[0] - version, mixes)
+        optimizer = self._optimizer or self.optimizer
+        optimizer.step(gradient, self.schedule.factor(self.samples) * lr_scale)
+        self.versions[0] += 1
+        self.samples += self._samples_per_gradient * len(contributions)
+
+    # Messages
+
+    def send(self, to: int, message: Any) -> None:
+        """Send by value and return at once; what is sent to a departed node is lost."""
+        self.runtime.send(self, to, message)
+
+    def recv(
+        self,
+        message_type: type[M],
+        source: int | None = None,
+        tag: tuple[int, int] | None = None,
+    ) -> Receive[M]:
+        """Await the next message of that type: `sender, message = await node.recv(Type)`.
+
+        `tag` takes only messages whose own `tag` equals it.
+
+        Raises:
+            PeerLost: the named source has departed and has nothing left to be read.
+        """
+        return Receive(message_type, source, tag)
+
+    def poll(self, message_type: type[M], source: int | None = None) -> tuple[int, M] | None:
+        """The same if one is already here, else None; never suspends."""
+        return self.runtime.poll(self, Receive(message_type, source, None))
+
+    # Suspending
+
+    def gradient(
+        self,
+        at: Tensor | None = None,
+        batch: Tensor | None = None,
+        cancel_on: type | None = None,
+    ) -> GradientRequest:
+        """Await a minibatch gradient at a snapshot taken now.
+
+        `at` (d,) replaces the node's parameters as the point; `batch`, indices of training
+        samples, replaces the next minibatch of this worker's shard. With `cancel_on` the
+        arrival of a message of that type gives None instead, and leaves the message.
+        """
+        step = self.requests
+        self.requests += 1
+        self._mixes_at_snapshot = self._mixes
+        point = self.parameters if at is None else at
+        return GradientRequest(point.clone(), batch, cancel_on, step, tuple(self.versions))
+
+    def sleep(self, seconds: float) -> Sleep:
+        """Await that many seconds."""
+        return Sleep(seconds)
+
+    def start(self, coroutine: Coroutine[Any, Any, R]) -> Started[R]:
+        """Run a coroutine beside this role; await what is returned for its result."""
+        return self.runtime.start(self, coroutine.__name__, coroutine)
+
+    def all_reduce(
+        self, x: Tensor, group: Sequence[int] | None = None, key: int | None = None
+    ) -> Awaitable[Tensor]:
+        """Await the mean of `x` over all workers or a group, in which all give the same shape.
+
+        Several may be open at once under different keys. Each member makes its calls under one
+        key in the same order.
+
+        Raises:
+            PeerLost: a member has departed.
+        """
+        members = tuple(self.workers) if group is None else tuple(group)
+        if self.rank not in members:
+            raise ValueError(f"node {self.rank} is not in the group {members}")
+        sequence = self._collectives.get((members, key), 0)
+        self._collectives[members, key] = sequence + 1
+        label = hash_of((members, key))
+        return self.runtime.all_reduce(self, x, members, (label, sequence))
+
+    def barrier(self) -> Awaitable[Tensor]:
+        """Await until every worker has come to its barrier."""
+        return self.all_reduce(torch.zeros(len(self.workers)), key=-1)
+
+
+def hash_of(value: object) -> int:
+    """A hash that is the same in every process."""
+    import zlib
+
+    return zlib.crc32(repr(value).encode())

@@ -1,0 +1,127 @@
+"""Flat parameters: one vector per node, with the named, shaped views that optimizers see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
+"""Builds the inner optimizer on named parameters: a `torch.optim` class with its settings bound."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each named parameter lies in a flat vector of shape (d,)."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Layout:
+        named = list(module.named_parameters())
+        return cls(tuple(n for n, _ in named), tuple(tuple(p.shape) for _, p in named))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(torch.Size(shape).numel() for shape in self.shapes)
+
+    @property
+    def size(self) -> int:
+        """d."""
+        return sum(self.sizes)
+
+    @property
+    def spans(self) -> tuple[slice, ...]:
+        """The slice of each parameter."""
+        ends = list(accumulate(self.sizes))
+        return tuple(slice(end - size, end) for end, size in zip(ends, self.sizes, strict=True))
+
+    def views(self, vector: Tensor) -> list[Tensor]:
+        """Shaped views of a vector (d,), in the order of `names`."""
+        return [vector[s].view(shape) for s, shape in zip(self.spans, self.shapes, strict=True)]
+
+    def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
+        """A new vector (d,) of one tensor per parameter."""
+        return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+    def split(self, parts: int) -> tuple[Layout, ...]:
+        """Consecutive parts, cut at tensor boundaries, as even in size as those allow.
+
+        Raises:
+            ValueError: fewer tensors than parts.
+        """
+        if not 1 <= parts <= len(self.names):
+            raise ValueError(
+                f"cannot split {len(self.names)} parameter tensors into {parts} parts; "
+                f"ask for 1 to {len(self.names)}"
+            )
+        ends = list(accumulate(self.sizes))
+        cuts = [0]
+        for part in range(1, parts):
+            goal = self.size * part / parts
+            # Leave at least one tensor for this part and for each of those to come.
+            candidates = range(cuts[-1] + 1, len(self.names) - (parts - part) + 1)
+            cuts.append(min(candidates, key=lambda cut, goal=goal: abs(ends[cut - 1] - goal)))
+        cuts.append(len(self.names))
+        return tuple(
+            Layout(self.names[start:stop], self.shapes[start:stop])
+            for start, stop in zip(cuts, cuts[1:], strict=False)
+        )
+
+    def split_spans(self, parts: int) -> tuple[slice, ...]:
+        """The slices of the whole vector that `split(parts)` cuts."""
+        ends = list(accumulate(layout.size for layout in self.split(parts)))
+        return tuple(slice(start, end) for start, end in zip([0, *ends], ends, strict=False))
+
+
+UNUSABLE = {
+    "LBFGS": "it evaluates the loss several times a step",
+    "SparseAdam": "it needs sparse gradients, and gradients here are dense vectors",
+}
+
+
+class ParameterOptimizer:
+    """A `torch.optim` optimizer over the views of one flat vector, which it updates in place."""
+
+    def __init__(self, parameters: Tensor, layout: Layout, factory: OptimizerFactory) -> None:
+        self._gradient = torch.zeros_like(parameters)
+        named: list[tuple[str, nn.Parameter]] = []
+        pairs = zip(
+            layout.names, layout.views(parameters), layout.views(self._gradient), strict=True
+        )
+        for name, view, gradient in pairs:
+            parameter = nn.Parameter(view)
+            parameter.grad = gradient
+            named.append((name, parameter))
+        self.inner = factory(named)
+        refusal = UNUSABLE.get(type(self.inner).__name__)
+        if refusal is not None:
+            raise ValueError(f"optimizer {type(self.inner).__name__} cannot be used: {refusal}")
+        self._base_rates = [group["lr"] for group in self.inner.param_groups]
+        self._scale = 1.0
+
+    def step(self, gradient: Tensor, scale: float = 1.0) -> None:
+        """One step along `gradient` (d,), every learning rate multiplied by `scale`."""
+        self._gradient.copy_(gradient)
+        self.scale(scale)
+        self.inner.step()
+
+    def scale(self, scale: float) -> None:
+        if scale != self._scale:
+            self._scale = scale
+            for group, rate in zip(self.inner.param_groups, self._base_rates, strict=True):
+                group["lr"] = rate * scale
+
+    @property
+    def lr(self) -> float:
+        """The first parameter group's present learning rate."""
+        return float(self.inner.param_groups[0]["lr"])
+
+    def reset(self) -> None:
+        """Forget momentum and every other buffer."""
+        self.inner.state.clear()

@@ -1,0 +1,352 @@
+"""Scheduler: steps the roles of any number of nodes and keeps their mailboxes.
+
+What differs between runtimes (time, network, where gradients are computed) lies behind
+`Executor`. The scheduler itself never waits.
+"""
+
+from __future__ import annotations
+
+import traceback
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Coroutine, Generator
+from typing import Any
+
+from ..method import Method, NextRound
+from ..node import GradientRequest, Meet, Node, PeerLost, Receive, Sleep, Suspension
+
+
+class RunError(Exception):
+    """A run that cannot go on. The text is one line for the user."""
+
+
+class RoleError(RunError):
+    """A role raised an exception, or awaited what no node offers."""
+
+
+class Task(Suspension[Any]):
+    """A coroutine of one node: a role, or what a role has started."""
+
+    __slots__ = ("coroutine", "id", "is_role", "name", "node", "outcome", "waiting", "watchers")
+
+    def __init__(
+        self, node: Node, name: str, coroutine: Coroutine[Any, Any, Any], id: int, is_role: bool
+    ) -> None:
+        self.is_role = is_role
+        self.node = node
+        self.name = name
+        self.coroutine = coroutine
+        self.id = id
+        self.waiting: Any = None
+        self.outcome: tuple[Any, BaseException | None] | None = None
+        self.watchers: list[Task] = []
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return (yield self)
+
+    def __str__(self) -> str:
+        return f"what it started as {self.name}"
+
+    def describe(self) -> str:
+        return f"node {self.node.rank} ({self.name}) awaits {self.waiting}"
+
+
+class Executor(ABC):
+    """What the scheduler leaves to a runtime."""
+
+    @abstractmethod
+    def request_gradient(self, task: Task, request: GradientRequest) -> None:
+        """Answer later with `Scheduler.resume(task, gradient)`, or never: the budget is spent."""
+
+    @abstractmethod
+    def sleep(self, task: Task, seconds: float) -> None: ...
+
+    @abstractmethod
+    def meet(self, task: Task, meet: Meet) -> None: ...
+
+    @abstractmethod
+    def next_round(self, task: Task) -> bool:
+        """Whether the worker may begin another round; if not it stays suspended."""
+
+    def cancelled(self, task: Task, request: GradientRequest) -> None:
+        """The gradient is not awaited any more."""
+
+    def waited(self, task: Task) -> None:
+        """The worker's own role suspends in anything but a gradient."""
+
+    def continued(self, task: Task) -> None:
+        """The worker's own role goes on."""
+
+    def resumed(self, task: Task, kind: str, source: int, sequence: int) -> None:
+        """A suspension is about to be answered (for the journal)."""
+
+
+class Mailbox:
+    """Messages of one node that no role has taken yet, by type, in order of arrival."""
+
+    __slots__ = ("by_type", "counts")
+
+    def __init__(self) -> None:
+        self.by_type: dict[type, deque[tuple[int, Any, int]]] = {}
+        self.counts: dict[int, int] = {}
+
+    def put(self, source: int, message: Any) -> None:
+        sequence = self.counts.get(source, 0)
+        self.counts[source] = sequence + 1
+        queue = self.by_type.get(type(message))
+        if queue is None:
+            queue = self.by_type[type(message)] = deque()
+        queue.append((source, message, sequence))
+
+    def take(self, wanted: Receive[Any]) -> tuple[int, Any, int] | None:
+        queue = self.by_type.get(wanted.message_type)
+        if not queue:
+            return None
+        if wanted.source is None and wanted.tag is None:
+            return queue.popleft()
+        for index, (source, message, _) in enumerate(queue):
+            if wanted.accepts(source, message):
+                found = queue[index]
+                del queue[index]
+                return found
+        return None
+
+    def unread(self) -> list[tuple[int, Any]]:
+        return [(source, message) for q in self.by_type.values() for source, message, _ in q]
+
+
+class Scheduler:
+    """Steps coroutines. `drain()` runs until every role waits for something outside."""
+
+    def __init__(self, executor: Executor, method: Method) -> None:
+        self.executor = executor
+        self.method = method
+        self.nodes: dict[int, Node] = {}
+        self.tasks: dict[int, list[Task]] = {}
+        self.mailboxes: dict[int, Mailbox] = {}
+        self._receivers: dict[int, list[Task]] = {}
+        self._ready: deque[tuple[Task, Any, BaseException | None]] = deque()
+        self._draining = False
+        self._next_id: dict[int, int] = {}
+
+    # Nodes and tasks
+
+    def add(self, node: Node) -> None:
+        """Take a node in; `begin` starts its roles."""
+        self.nodes[node.rank] = node
+        self.tasks[node.rank] = []
+        self.mailboxes.setdefault(node.rank, Mailbox())
+        self._receivers[node.rank] = []
+        self._next_id[node.rank] = 0
+
+    def begin(self, node: Node) -> None:
+        for name, coroutine in self.method.roles(node).items():
+            self._start(node, name, coroutine, is_role=True)
+
+    def start(self, node: Node, name: str, coroutine: Coroutine[Any, Any, Any]) -> Task:
+        """Run a coroutine beside the roles of a node."""
+        return self._start(node, name, coroutine, is_role=False)
+
+    def _start(
+        self, node: Node, name: str, coroutine: Coroutine[Any, Any, Any], *, is_role: bool
+    ) -> Task:
+        task = Task(node, name, coroutine, self._next_id[node.rank], is_role)
+        self._next_id[node.rank] += 1
+        self.tasks[node.rank].append(task)
+        self._ready.append((task, None, None))
+        return task
+
+    def remove(self, rank: int) -> list[tuple[int, Any]]:
+        """Close a departed node's roles; returns the messages it had not read."""
+        self.nodes.pop(rank, None)
+        for task in self.tasks.pop(rank, []):
+            task.waiting = None
+            task.outcome = (None, None)
+            task.coroutine.close()
+        self._receivers.pop(rank, None)
+        return self.mailboxes.pop(rank, Mailbox()).unread()
+
+    def close(self) -> None:
+        """Close every coroutine that is left."""
+        for tasks in self.tasks.values():
+            for task in tasks:
+                task.coroutine.close()
+
+    def waiting(self) -> list[Task]:
+        return [task for tasks in self.tasks.values() for task in tasks if task.outcome is None]
+
+    # Events from outside
+
+    def resume(self, task: Task, value: Any = None, error: BaseException | None = None) -> None:
+        """Answer what a task awaits. Nothing runs before `drain`."""
+        if task.outcome is None:
+            task.waiting = None
+            self._ready.append((task, value, error))
+
+    def deliver(self, to: int, source: int, message: Any) -> None:
+        """Hand a message over: to the role that awaits it, else to the mailbox."""
+        node = self.nodes.get(to)
+        if node is None:
+            return
+        mailbox = self.mailboxes[to]
+        mailbox.put(source, message)
+        receivers = self._receivers[to]
+        if receivers:
+            message_type = type(message)
+            for index, task in enumerate(receivers):
+                wanted: Receive[Any] = task.waiting
+                if wanted.message_type is message_type and wanted.accepts(source, message):
+                    found = mailbox.take(wanted)
+                    if found is not None:
+                        del receivers[index]
+                        self._answer(task, found)
+                    break
+        for task in self.tasks[to]:
+            request = task.waiting
+            if type(request) is GradientRequest and request.cancel_on is type(message):
+                self.executor.cancelled(task, request)
+                self.executor.resumed(task, "cancel", -1, -1)
+                self.resume(task, None)
+
+    def lose(self, rank: int, peer: int) -> None:
+        """Tell a node that a peer has departed; whoever awaits it gets PeerLost."""
+        node = self.nodes.get(rank)
+        if node is None or peer in node.departed:
+            return
+        node.departed.add(peer)
+        for task in list(self._receivers[rank]):
+            if task.waiting.source == peer:
+                self._receivers[rank].remove(task)
+                self.executor.resumed(task, "lost", peer, -1)
+                self.resume(task, error=PeerLost(peer))
+
+    def poll(self, node: Node, wanted: Receive[Any]) -> tuple[int, Any, int] | None:
+        return self.mailboxes[node.rank].take(wanted)
+
+    # Stepping
+
+    def drain(self) -> None:
+        """Run every task that can go on, until all wait."""
+        if self._draining:
+            return
+        self._draining = True
+        try:
+            while self._ready:
+                self._advance(*self._ready.popleft())
+        finally:
+            self._draining = False
+
+    def _answer(self, task: Task, found: tuple[int, Any, int]) -> None:
+        self.executor.resumed(task, "message", found[0], found[2])
+        self.resume(task, (found[0], found[1]))
+
+    def _advance(self, task: Task, value: Any, error: BaseException | None) -> None:
+        if task.outcome is not None:
+            return
+        send = task.coroutine.send
+        rested = False
+        if task.id == 0:
+            self.executor.continued(task)
+        while True:
+            try:
+                if error is None:
+                    request = send(value)
+                else:
+                    request, error = task.coroutine.throw(error), None
+            except StopIteration as stop:
+                self._finish(task, stop.value, None)
+                return
+            except RunError:
+                raise
+            except Exception as raised:
+                self._failed(task, raised)
+                return
+            value = None
+            kind = type(request)
+            if kind is not NextRound:
+                rested = False
+            if kind is GradientRequest:
+                cancel = request.cancel_on
+                if cancel is not None and self.mailboxes[task.node.rank].by_type.get(cancel):
+                    continue
+                task.waiting = request
+                self.executor.request_gradient(task, request)
+                return
+            if kind is Receive:
+                rank = task.node.rank
+                found = self.take(task, request)
+                if found is not None:
+                    self.executor.resumed(task, "message", found[0], found[2])
+                    value = (found[0], found[1])
+                    continue
+                if request.source is not None and request.source in task.node.departed:
+                    self.executor.resumed(task, "lost", request.source, -1)
+                    error = PeerLost(request.source)
+                    continue
+                task.waiting = request
+                self._receivers[rank].append(task)
+            elif kind is NextRound:
+                if rested:
+                    raise RoleError(
+                        f"{type(self.method).__name__}.step on node {task.node.rank} returned "
+                        "without awaiting anything, so it would repeat for ever; "
+                        "await node.gradient(), node.recv(...) or node.sleep(...) in it"
+                    )
+                rested = True
+                if self.executor.next_round(task):
+                    continue
+                task.waiting = request
+                return
+            elif kind is Meet:
+                task.waiting = request
+                self.executor.meet(task, request)
+            elif kind is Sleep:
+                task.waiting = request
+                self.executor.sleep(task, request.seconds)
+            elif kind is Task:
+                if request.outcome is not None:
+                    value, error = request.outcome
+                    continue
+                task.waiting = request
+                request.watchers.append(task)
+            else:
+                self._refuse(task, request)
+            if task.waiting is not None and task.id == 0:
+                self.executor.waited(task)
+            return
+
+    def take(self, task: Task, request: Receive[Any]) -> tuple[int, Any, int] | None:
+        """A message for a role that has just asked."""
+        return self.mailboxes[task.node.rank].take(request)
+
+    def _finish(self, task: Task, value: Any, error: BaseException | None) -> None:
+        task.outcome = (value, error)
+        self.tasks[task.node.rank].remove(task)
+        for watcher in task.watchers:
+            self.resume(watcher, value, error)
+
+    def _failed(self, task: Task, raised: Exception) -> None:
+        if task.watchers or (isinstance(raised, PeerLost) and not task.is_role):
+            # Whoever awaits what it started gets the exception.
+            self._finish(task, None, raised)
+            return
+        method = type(self.method).__name__
+        where = f"{method} on node {task.node.rank} ({task.name})"
+        if isinstance(raised, PeerLost):
+            lost = "server" if raised.peer in task.node.servers else "worker"
+            raise RoleError(
+                f"{where} cannot go on: {lost} {raised.peer} is gone"
+                + ("" if self.method.survives_loss else f", and {method} does not survive a loss")
+            ) from raised
+        last = traceback.extract_tb(raised.__traceback__)[-1]
+        raise RoleError(
+            f"{where} raised {type(raised).__name__}: {raised} "
+            f"({last.filename.rsplit('/', 1)[-1]}:{last.lineno})"
+        ) from raised
+
+    def _refuse(self, task: Task, request: Any) -> None:
+        method = type(self.method).__name__
+        raise RoleError(
+            f"{method} on node {task.node.rank} ({task.name}) awaited {request!r}; a role may "
+            "await only what its node offers: gradient, recv, all_reduce, barrier, sleep, start"
+        )

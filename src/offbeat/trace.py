@@ -1,0 +1,114 @@
+"""Trace: the typed record of a run, one table per kind of thing that happens."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+TABLES: dict[str, list[tuple[str, str]]] = {
+    "gradients": [("node", "i4"), ("start_ns", "i8"), ("end_ns", "i8"), ("loss", "f8")],
+    "steps": [
+        ("node", "i4"),
+        ("at_ns", "i8"),
+        ("version", "i8"),
+        ("staleness", "i8"),
+        ("mixes", "i8"),
+    ],
+    "messages": [
+        ("source", "i4"),
+        ("to", "i4"),
+        ("kind", "i4"),
+        ("bytes", "i8"),
+        ("sent_ns", "i8"),
+        ("start_ns", "i8"),
+        ("end_ns", "i8"),
+        ("outcome", "i1"),
+    ],
+    "waits": [("node", "i4"), ("start_ns", "i8"), ("end_ns", "i8")],
+    "faults": [("node", "i4"), ("at_ns", "i8"), ("kind", "i1"), ("factor", "f8")],
+}
+DELIVERED, LOST = 0, 1
+FAULT_KINDS = ("crash", "leave", "join", "slow")
+
+
+class Trace:
+    """Rows are appended as tuples while the run goes on, and read as structured arrays.
+
+    Tables and columns are those of `TABLES`; times are integer nanoseconds since the run began.
+    `kinds` names the message classes that `messages["kind"]` numbers.
+    """
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[tuple[float, ...]]] = {name: [] for name in TABLES}
+        self.kinds: list[str] = []
+        self._kind_numbers: dict[str, int] = {}
+
+    def kind(self, name: str) -> int:
+        """The number under which a message class's name is recorded."""
+        number = self._kind_numbers.get(name)
+        if number is None:
+            number = self._kind_numbers[name] = len(self.kinds)
+            self.kinds.append(name)
+        return number
+
+    def table(self, name: str) -> NDArray[np.void]:
+        return np.array(self.rows[name], dtype=TABLES[name])
+
+    @property
+    def gradients(self) -> NDArray[np.void]:
+        """When each node computed, and the minibatch loss."""
+        return self.table("gradients")
+
+    @property
+    def steps(self) -> NDArray[np.void]:
+        """One row per gradient applied: the step's version, its staleness in optimizer steps, and
+        how many mixings the node saw since the gradient's snapshot."""
+        return self.table("steps")
+
+    @property
+    def messages(self) -> NDArray[np.void]:
+        """Every message: when sent, when its transfer began, when it arrived."""
+        return self.table("messages")
+
+    @property
+    def waits(self) -> NDArray[np.void]:
+        """When each node's worker role waited for a message, a collective or a sleep."""
+        return self.table("waits")
+
+    @property
+    def faults(self) -> NDArray[np.void]:
+        """Crashes, departures, arrivals and changes of speed; `kind` indexes FAULT_KINDS."""
+        return self.table("faults")
+
+    def merge(self, other: Trace) -> None:
+        """Add another host's rows, in order of time."""
+        renumbered = [self.kind(name) for name in other.kinds]
+        for name, rows in other.rows.items():
+            if name == "messages":
+                rows = [(*row[:2], renumbered[int(row[2])], *row[3:]) for row in rows]
+            self.rows[name] += rows
+
+    def hash(self) -> str:
+        """SHA-256 over every row: equal for equal runs."""
+        digest = hashlib.sha256(repr(self.kinds).encode())
+        for name in TABLES:
+            digest.update(self.table(name).tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write `path` (.npz): one structured array per table, and `kinds`."""
+        tables = {name: self.table(name) for name in TABLES}
+        np.savez_compressed(path, allow_pickle=False, kinds=np.array(self.kinds, "U"), **tables)
+
+    @classmethod
+    def load(cls, path: Path) -> Trace:
+        trace = cls()
+        with np.load(path, allow_pickle=False) as stored:
+            for name in TABLES:
+                trace.rows[name] = [tuple(row) for row in stored[name].tolist()]
+            for kind in stored["kinds"].tolist():
+                trace.kind(kind)
+        return trace
