@@ -10,7 +10,8 @@ import traceback
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Coroutine, Generator
-from typing import Any
+from enum import IntEnum
+from typing import Any, NamedTuple
 
 from ..method import Method, NextRound
 from ..node import GradientRequest, Meet, Node, PeerLost, Receive, Sleep, Suspension
@@ -44,11 +45,48 @@ class Task(Suspension[Any]):
     def __await__(self) -> Generator[Any, Any, Any]:
         return (yield self)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy of a node's state that travels takes no running coroutine along.
+        return (type(None), ())
+
     def __str__(self) -> str:
         return f"what it started as {self.name}"
 
     def describe(self) -> str:
         return f"node {self.node.rank} ({self.name}) awaits {self.waiting}"
+
+
+class Kind(IntEnum):
+    """What answered a suspension, as a journal keeps it.
+
+    Those that end in NOW did so without the role being suspended.
+    """
+
+    GRADIENT = 1
+    MESSAGE = 2
+    MESSAGE_NOW = 3
+    LOST = 4
+    LOST_NOW = 5
+    CANCELLED = 6
+    CANCELLED_NOW = 7
+    WOKEN = 8
+    POLL = 9
+    CLOCK = 10
+    DEPARTURE = 11
+    PARKED = 12
+
+
+class Cause(NamedTuple):
+    """Why a role goes on: the kind, and for a message its sender and number from that sender."""
+
+    kind: Kind
+    source: int = -1
+    sequence: int = -1
+
+
+GRADIENT = Cause(Kind.GRADIENT)
+WOKEN = Cause(Kind.WOKEN)
+CANCELLED = Cause(Kind.CANCELLED)
 
 
 class Executor(ABC):
@@ -77,8 +115,11 @@ class Executor(ABC):
     def continued(self, task: Task) -> None:
         """The worker's own role goes on."""
 
-    def resumed(self, task: Task, kind: str, source: int, sequence: int) -> None:
-        """A suspension is about to be answered (for the journal)."""
+    def resumed(self, task: Task, cause: Cause) -> None:
+        """A suspension is being answered (for the journal)."""
+
+    def noticed(self, node: Node, peer: int) -> None:
+        """The node has learnt that a peer departed (for the journal)."""
 
 
 class Mailbox:
@@ -125,7 +166,7 @@ class Scheduler:
         self.tasks: dict[int, list[Task]] = {}
         self.mailboxes: dict[int, Mailbox] = {}
         self._receivers: dict[int, list[Task]] = {}
-        self._ready: deque[tuple[Task, Any, BaseException | None]] = deque()
+        self._ready: deque[tuple[Task, Any, BaseException | None, Cause | None]] = deque()
         self._draining = False
         self._next_id: dict[int, int] = {}
 
@@ -153,7 +194,7 @@ class Scheduler:
         task = Task(node, name, coroutine, self._next_id[node.rank], is_role)
         self._next_id[node.rank] += 1
         self.tasks[node.rank].append(task)
-        self._ready.append((task, None, None))
+        self._ready.append((task, None, None, None))
         return task
 
     def remove(self, rank: int) -> list[tuple[int, Any]]:
@@ -177,11 +218,17 @@ class Scheduler:
 
     # Events from outside
 
-    def resume(self, task: Task, value: Any = None, error: BaseException | None = None) -> None:
+    def resume(
+        self,
+        task: Task,
+        value: Any = None,
+        error: BaseException | None = None,
+        cause: Cause | None = None,
+    ) -> None:
         """Answer what a task awaits. Nothing runs before `drain`."""
         if task.outcome is None:
             task.waiting = None
-            self._ready.append((task, value, error))
+            self._ready.append((task, value, error, cause))
 
     def deliver(self, to: int, source: int, message: Any) -> None:
         """Hand a message over: to the role that awaits it, else to the mailbox."""
@@ -205,8 +252,7 @@ class Scheduler:
             request = task.waiting
             if type(request) is GradientRequest and request.cancel_on is type(message):
                 self.executor.cancelled(task, request)
-                self.executor.resumed(task, "cancel", -1, -1)
-                self.resume(task, None)
+                self.resume(task, cause=CANCELLED)
 
     def lose(self, rank: int, peer: int) -> None:
         """Tell a node that a peer has departed; whoever awaits it gets PeerLost."""
@@ -214,11 +260,11 @@ class Scheduler:
         if node is None or peer in node.departed:
             return
         node.departed.add(peer)
+        self.executor.noticed(node, peer)
         for task in list(self._receivers[rank]):
             if task.waiting.source == peer:
                 self._receivers[rank].remove(task)
-                self.executor.resumed(task, "lost", peer, -1)
-                self.resume(task, error=PeerLost(peer))
+                self.resume(task, error=PeerLost(peer), cause=Cause(Kind.LOST, peer))
 
     def poll(self, node: Node, wanted: Receive[Any]) -> tuple[int, Any, int] | None:
         return self.mailboxes[node.rank].take(wanted)
@@ -237,12 +283,15 @@ class Scheduler:
             self._draining = False
 
     def _answer(self, task: Task, found: tuple[int, Any, int]) -> None:
-        self.executor.resumed(task, "message", found[0], found[2])
-        self.resume(task, (found[0], found[1]))
+        self.resume(task, (found[0], found[1]), cause=Cause(Kind.MESSAGE, found[0], found[2]))
 
-    def _advance(self, task: Task, value: Any, error: BaseException | None) -> None:
+    def _advance(
+        self, task: Task, value: Any, error: BaseException | None, cause: Cause | None
+    ) -> None:
         if task.outcome is not None:
             return
+        if cause is not None:
+            self.executor.resumed(task, cause)
         send = task.coroutine.send
         rested = False
         if task.id == 0:
@@ -267,7 +316,8 @@ class Scheduler:
                 rested = False
             if kind is GradientRequest:
                 cancel = request.cancel_on
-                if cancel is not None and self.mailboxes[task.node.rank].by_type.get(cancel):
+                if cancel is not None and self.holds(task, cancel):
+                    self.executor.resumed(task, Cause(Kind.CANCELLED_NOW))
                     continue
                 task.waiting = request
                 self.executor.request_gradient(task, request)
@@ -276,11 +326,11 @@ class Scheduler:
                 rank = task.node.rank
                 found = self.take(task, request)
                 if found is not None:
-                    self.executor.resumed(task, "message", found[0], found[2])
+                    self.executor.resumed(task, Cause(Kind.MESSAGE_NOW, found[0], found[2]))
                     value = (found[0], found[1])
                     continue
                 if request.source is not None and request.source in task.node.departed:
-                    self.executor.resumed(task, "lost", request.source, -1)
+                    self.executor.resumed(task, Cause(Kind.LOST_NOW, request.source))
                     error = PeerLost(request.source)
                     continue
                 task.waiting = request
@@ -318,6 +368,10 @@ class Scheduler:
     def take(self, task: Task, request: Receive[Any]) -> tuple[int, Any, int] | None:
         """A message for a role that has just asked."""
         return self.mailboxes[task.node.rank].take(request)
+
+    def holds(self, task: Task, message_type: type) -> bool:
+        """Whether a message of that type is here, unread."""
+        return bool(self.mailboxes[task.node.rank].by_type.get(message_type))
 
     def _finish(self, task: Task, value: Any, error: BaseException | None) -> None:
         task.outcome = (value, error)

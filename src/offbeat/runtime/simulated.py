@@ -47,11 +47,12 @@ class Pending:
 class Link:
     """Messages on their way between two nodes, first in, first out."""
 
-    __slots__ = ("last", "queue")
+    __slots__ = ("broken", "last", "queue")
 
     def __init__(self) -> None:
         self.queue: deque[tuple[int, int, Any, int, int, int]] = deque()
         self.last = 0
+        self.broken = False
 
 
 class Meeting:
@@ -434,7 +435,7 @@ class Simulation(Executor):
     def _arrive(self, link: Link) -> None:
         source, to, message, size, sent, begin = link.queue.popleft()
         now = self.clock.now
-        arrives = to in self.scheduler.nodes
+        arrives = to in self.scheduler.nodes and not link.broken
         name = type(message).__name__
         self.trace.rows["messages"].append(
             (source, to, self.trace.kind(name), size, sent, begin, now,
@@ -480,10 +481,10 @@ class Simulation(Executor):
             link = self._links.get((rank, other))
             if crashed and link is not None:
                 # What has not arrived when its sender crashes never will.
-                self.lost_messages += [(s, to, message) for s, to, message, *_ in link.queue]
-                link.queue = deque((s, -1, *rest) for s, _, *rest in link.queue)
+                link.broken = True
             last = now if link is None or crashed else link.last
-            noticed = max(now + self.network.latency, last)
+            # After the last message, which may arrive at that very instant.
+            noticed = max(now + self.network.latency, last + 1)
             self.clock.at(noticed, self._notice, (other, rank))
         for (group, _), meeting in self._meetings.items():
             if rank in group:

@@ -1,0 +1,425 @@
+"""Host: one process's part of a real run: its nodes, their lock, its transport.
+
+The host is a monitor. The thread that computes gradients steps the roles that they answer; the
+transport's thread steps the roles that messages answer; both hold one lock while they do.
+"""
+
+from __future__ import annotations
+
+import copy
+import heapq
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from ..collectives import ring_all_reduce
+from ..message import codec_of, unpack
+from ..method import Method
+from ..node import Gradient, GradientRequest, Meet, Node, Receive
+from ..trace import DELIVERED, FAULT_KINDS, LOST, Trace
+from .clock import SECOND, nanoseconds
+from .journal import Journal
+from .scheduler import GRADIENT, WOKEN, Cause, Executor, Kind, RunError, Scheduler, Task
+from .transport import Transport
+
+S = TypeVar("S")
+_ENVELOPE = struct.Struct("<IIq")
+OUTBOX_LIMIT = 256 << 20
+"""Bytes queued for slow receivers above which a host asks for no further gradient."""
+
+
+@dataclass(eq=False)
+class Snapshot:
+    """A copy of what a node holds, for evaluation elsewhere."""
+
+    rank: int
+    is_server: bool
+    parameters: Tensor
+    states: dict[type, Any]
+
+    @classmethod
+    def of(cls, node: Node) -> Snapshot:
+        states = copy.deepcopy(node.states)
+        return cls(node.rank, node.is_server, node.parameters.clone(), states)
+
+    def state(self, state_type: type[S]) -> S:
+        if state_type not in self.states:
+            self.states[state_type] = state_type()
+        return self.states[state_type]
+
+
+@dataclass(kw_only=True)
+class Status:
+    """What a host says of itself while it runs."""
+
+    idle: bool
+    parked: bool
+    """A worker awaits a gradient that the budget does not allow."""
+    waiting: list[str]
+    sent: dict[tuple[int, int], int]
+    received: dict[tuple[int, int], int]
+    computed: int
+    steps: int
+    bytes_sent: int
+    departed: set[int]
+
+
+class Host(Executor):
+    """The nodes of one process.
+
+    Args:
+        placement: the host of each node.
+        index: this host.
+        may_compute: asked at each gradient request, with the node and its request; a request that
+            it refuses is never answered.
+        journals: a folder in which each node's journal is kept; none if not given.
+        on_failure: told what ended a role, from whichever thread it happened in.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        placement: Sequence[int],
+        index: int,
+        *,
+        listen: str,
+        secret: bytes,
+        may_compute: Callable[[Node, GradientRequest], bool],
+        on_failure: Callable[[BaseException], None],
+        on_tick: Callable[[], None] | None = None,
+        journals: Path | None = None,
+    ) -> None:
+        self.index = index
+        self.placement = placement
+        self.scheduler = Scheduler(self, method)
+        self.trace = Trace()
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
+        self.requests: deque[tuple[Task, GradientRequest]] = deque()
+        self.parked: list[Task] = []
+        self.leaving = False
+        self.stopped = False
+        self.finished = False
+        self.failure: BaseException | None = None
+        self.computing: int | None = None
+        self.steps = 0
+        self.computed = 0
+        self.bytes_sent = 0
+        self.sent: dict[tuple[int, int], int] = {}
+        self.received: dict[tuple[int, int], int] = {}
+        self.departed: set[int] = set()
+        self._journals: dict[int, Journal] = {}
+        self._journal_folder = journals
+        self._may_compute = may_compute
+        self._on_failure = on_failure
+        self._waiting_since: dict[int, int] = {}
+        self._began = time.monotonic_ns()
+        self._timers: list[tuple[int, int, Task]] = []
+        self._running = False
+        self._tick = on_tick
+        self.transport = Transport(
+            index,
+            listen,
+            secret,
+            self._on_frame,
+            self._on_lost,
+            on_error=self.fail,
+            on_tick=self._on_tick,
+            tick=0.02,
+        )
+
+    # Life
+
+    def connect(self, addresses: Mapping[int, str], timeout: float) -> None:
+        self.transport.connect(addresses, timeout)
+
+    def add(self, node: Node) -> None:
+        if self._journal_folder is not None:
+            path = self._journal_folder / f"node-{node.rank}.journal"
+            self._journals[node.rank] = Journal(path)
+        with self.lock:
+            self.scheduler.add(node)
+            for peer in self.departed:
+                self.scheduler.lose(node.rank, peer)
+
+    def begin(self, began: int) -> None:
+        """Start the roles; `began` is the run's time 0 on the monotonic clock, in nanoseconds."""
+        with self.lock:
+            self._began = began
+            self._running = True
+            for node in list(self.scheduler.nodes.values()):
+                self.scheduler.begin(node)
+            self._drain()
+
+    def stop(self) -> None:
+        """Answer no further gradient request; messages are still served."""
+        with self.lock:
+            self.stopped = True
+            self.parked += [task for task, _ in self.requests]
+            self.requests.clear()
+            self._timers.clear()
+            self.changed.notify_all()
+
+    def leave(self) -> None:
+        """Depart at the worker's next round, or at once if it awaits nothing but the end."""
+        with self.lock:
+            self.leaving = True
+            if self.parked:
+                self.finish()
+
+    def finish(self) -> None:
+        """Let `next_request` return None."""
+        with self.lock:
+            self.finished = True
+            self.changed.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """End this host's part: a role failed or the transport did."""
+        with self.lock:
+            if self.failure is not None or self.finished:
+                return
+            self.failure = error
+            self.changed.notify_all()
+        self._on_failure(error)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Leave the mesh gracefully, and close every role."""
+        if self.failure is None:
+            self.transport.close(timeout)
+        self.abort()
+
+    def abort(self) -> None:
+        self.transport.abort()
+        with self.lock:
+            self.scheduler.close()
+            for journal in self._journals.values():
+                journal.close()
+            self._journals.clear()
+
+    def status(self) -> Status:
+        with self.lock:
+            idle = not self.requests and self.computing is None and not self._timers
+            return Status(
+                idle=idle and self._running,
+                parked=bool(self.parked),
+                waiting=[task.describe() for task in self.scheduler.waiting()],
+                sent=dict(self.sent),
+                received=dict(self.received),
+                computed=self.computed,
+                steps=self.steps,
+                bytes_sent=self.bytes_sent,
+                departed=set(self.departed),
+            )
+
+    def snapshots(self) -> list[Snapshot]:
+        with self.lock:
+            return [Snapshot.of(node) for node in self.scheduler.nodes.values()]
+
+    @property
+    def elapsed(self) -> int:
+        """Nanoseconds since the run began."""
+        return time.monotonic_ns() - self._began
+
+    # Gradients
+
+    def next_request(self, timeout: float | None = None) -> tuple[Task, GradientRequest] | None:
+        """Wait for a role to ask for a gradient; None when the host has finished, failed or
+        (with `timeout`, seconds) nothing came."""
+        if self.transport.outbox_bytes > OUTBOX_LIMIT:
+            self.transport.wait_outbox(OUTBOX_LIMIT, timeout=60.0)
+        with self.lock:
+            self.changed.wait_for(
+                lambda: self.requests or self.finished or self.failure is not None, timeout
+            )
+            if self.finished or self.failure is not None or not self.requests:
+                return None
+            task, request = self.requests.popleft()
+            self.computing = task.node.rank
+            return task, request
+
+    def fulfil(
+        self, task: Task, request: GradientRequest, vector: Tensor, loss: float, began: int
+    ) -> None:
+        """Hand a role the gradient it asked for, and step the roles that can go on."""
+        with self.lock:
+            self.computing = None
+            if task.waiting is not request:
+                return
+            self.computed += 1
+            self.trace.rows["gradients"].append((task.node.rank, began, self.elapsed, loss))
+            gradient = Gradient(vector, request.versions, loss)
+            self.scheduler.resume(task, gradient, cause=GRADIENT)
+            self._drain()
+
+    def _drain(self) -> None:
+        try:
+            self.scheduler.drain()
+        except RunError as error:
+            self.fail(error)
+        if self.requests:
+            self.changed.notify_all()
+
+    # What nodes ask
+
+    def now(self, node: Node) -> float:
+        time = self.elapsed
+        self._note(node.rank, 0, Cause(Kind.CLOCK), time)
+        return time / SECOND
+
+    def start(self, node: Node, name: str, coroutine: Coroutine[Any, Any, Any]) -> Task:
+        return self.scheduler.start(node, name, coroutine)
+
+    def poll(self, node: Node, wanted: Receive[Any]) -> tuple[int, Any] | None:
+        found = self.scheduler.poll(node, wanted)
+        cause = Cause(Kind.POLL) if found is None else Cause(Kind.POLL, found[0], found[2])
+        self._note(node.rank, 0, cause)
+        return None if found is None else (found[0], found[1])
+
+    def stepped(self, node: Node, staleness: int, mixes: int) -> None:
+        self.steps += 1
+        row = (node.rank, self.elapsed, node.versions[0], staleness, mixes)
+        self.trace.rows["steps"].append(row)
+
+    def send(self, node: Node, to: int, message: Any) -> None:
+        if not 0 <= to < len(self.placement):
+            raise ValueError(f"there is no node {to}; nodes are 0 to {len(self.placement) - 1}")
+        codec, pair = codec_of(type(message)), (node.rank, to)
+        host = self.placement[to]
+        if host == self.index:
+            self._count(self.sent, pair)
+            self._count(self.received, pair)
+            self.scheduler.deliver(to, node.rank, codec.copy(message))
+            return
+        packed = codec.pack(message)
+        size = codec.size(message)
+        envelope = _ENVELOPE.pack(node.rank, to, self.elapsed)
+        if to not in self.departed and self.transport.send(host, envelope, packed):
+            self._count(self.sent, pair)
+            self.bytes_sent += size
+        else:
+            self._record_message(node.rank, to, message, size, self.elapsed, LOST)
+
+    def all_reduce(
+        self, node: Node, values: Tensor, group: tuple[int, ...], tag: tuple[int, int]
+    ) -> Awaitable[Tensor]:
+        return ring_all_reduce(node, values, group, tag)
+
+    # What the scheduler leaves to the runtime
+
+    def request_gradient(self, task: Task, request: GradientRequest) -> None:
+        if self.leaving or self.stopped or not self._may_compute(task.node, request):
+            self._park(task)
+        else:
+            self.requests.append((task, request))
+
+    def sleep(self, task: Task, seconds: float) -> None:
+        due = self.elapsed + nanoseconds(seconds)
+        heapq.heappush(self._timers, (due, id(task), task))
+        timer = threading.Timer(seconds, self.transport.call_soon, [self._wake_sleepers])
+        timer.daemon = True
+        timer.start()
+
+    def meet(self, task: Task, meet: Meet) -> None:
+        raise RunError("a real run carries collectives out as messages")
+
+    def next_round(self, task: Task) -> bool:
+        if self.leaving or self.stopped:
+            self._note(task.node.rank, task.id, Cause(Kind.PARKED))
+            self._park(task)
+            return False
+        return True
+
+    def _park(self, task: Task) -> None:
+        self.parked.append(task)
+        if self.leaving:
+            self.finished = True
+        self.changed.notify_all()
+
+    def waited(self, task: Task) -> None:
+        self._waiting_since[task.node.rank] = self.elapsed
+
+    def continued(self, task: Task) -> None:
+        since = self._waiting_since.pop(task.node.rank, None)
+        if since is not None:
+            self.trace.rows["waits"].append((task.node.rank, since, self.elapsed))
+
+    def resumed(self, task: Task, cause: Cause) -> None:
+        self._note(task.node.rank, task.id, cause)
+
+    def noticed(self, node: Node, peer: int) -> None:
+        self._note(node.rank, 0, Cause(Kind.DEPARTURE, peer))
+
+    # Events from the transport's thread
+
+    def _on_frame(self, host: int, payload: memoryview) -> None:
+        try:
+            source, to, sent = _ENVELOPE.unpack_from(payload)
+            message = unpack(payload[_ENVELOPE.size :])
+        except (struct.error, ValueError) as error:
+            self.fail(RunError(f"host {host} sent what is no message: {error}"))
+            return
+        with self.lock:
+            self._count(self.received, (source, to))
+            size = codec_of(type(message)).size(message)
+            arrives = to in self.scheduler.nodes
+            outcome = DELIVERED if arrives else LOST
+            self._record_message(source, to, message, size, sent, outcome)
+            self.scheduler.deliver(to, source, message)
+            self.changed.notify_all()
+            if self._running:
+                self._drain()
+
+    def _on_lost(self, host: int, graceful: bool) -> None:
+        kind = FAULT_KINDS.index("leave" if graceful else "crash")
+        self.lose([rank for rank, at in enumerate(self.placement) if at == host], kind)
+
+    def lose(self, ranks: Sequence[int], kind: int) -> None:
+        """Nodes have departed: tell every node here."""
+        with self.lock:
+            if self.finished:
+                return
+            for rank in ranks:
+                self.departed.add(rank)
+                self.trace.rows["faults"].append((rank, self.elapsed, kind, 1.0))
+                for own in list(self.scheduler.nodes):
+                    self.scheduler.lose(own, rank)
+            self.changed.notify_all()
+            if self._running:
+                self._drain()
+
+    def _wake_sleepers(self) -> None:
+        with self.lock:
+            while self._timers and self._timers[0][0] <= self.elapsed:
+                _, _, task = heapq.heappop(self._timers)
+                if not self.stopped:
+                    self.scheduler.resume(task, cause=WOKEN)
+            self._drain()
+
+    def _on_tick(self) -> None:
+        if self._tick is not None:
+            self._tick()
+
+    # Records
+
+    def _note(self, rank: int, task: int, cause: Cause, time: int | None = None) -> None:
+        journal = self._journals.get(rank)
+        if journal is not None:
+            journal.append(task, cause, self.elapsed if time is None else time)
+
+    def _record_message(
+        self, source: int, to: int, message: Any, size: int, sent: int, outcome: int
+    ) -> None:
+        kind = self.trace.kind(type(message).__name__)
+        row = (source, to, kind, size, sent, sent, self.elapsed, outcome)
+        self.trace.rows["messages"].append(row)
+
+    @staticmethod
+    def _count(counts: dict[tuple[int, int], int], pair: tuple[int, int]) -> None:
+        counts[pair] = counts.get(pair, 0) + 1

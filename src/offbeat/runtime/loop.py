@@ -1,0 +1,504 @@
+"""The user's own training loop: `optimizer.step()` hands over `.grad` and resumes the worker."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+import struct
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import Store, rendezvous
+from torch.optim import Optimizer
+
+from ..message import message
+from ..method import Method
+from ..node import GradientRequest, Node, Shard
+from ..parameters import UNUSABLE, Layout
+from ..schedule import Constant
+from .compute import EvaluationBuffer
+from .host import Host, Snapshot
+from .processes import require_same_layout
+from .scheduler import RunError, Task
+
+TIMEOUT = 300.0
+"""Seconds to wait for the others before giving up."""
+NOTICE = 10.0
+"""Seconds of waiting after which the program says what it waits for."""
+
+
+@message
+class Start:
+    """What every rank begins with: rank 0's parameters."""
+
+    parameters: Tensor  # (d,)
+
+
+@message
+class Left:
+    """The sender's loop is over; it goes on to serve the others until theirs are."""
+
+    steps: int
+
+
+@message
+class Copy:
+    """A node's parameters and the numbers of its states, for `consensus`."""
+
+    parameters: Tensor  # (d,)
+    numbers: Tensor  # (m,) float64
+    rank: int
+
+
+@dataclass
+class Departures:
+    """Who has left the loop."""
+
+    left: dict[int, int] = field(default_factory=dict[int, int])
+
+
+class DistributedOptimizer(Optimizer):
+    """An optimizer whose `step` is one step of a method among the ranks of the job.
+
+    It shares its parameter groups with the user's optimizer, so learning-rate schedulers work on
+    either. Use it as a context manager: leaving the block tells the others, serves them until
+    they have left too, and loads the common model into the module.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: Optimizer,
+        method: Method,
+        *,
+        clip_norm: float | None,
+        seed: int,
+        record: Path | None,
+        timeout: float,
+    ) -> None:
+        name = type(optimizer).__name__
+        if name in UNUSABLE:
+            raise ValueError(f"optimizer {name} cannot be used: {UNUSABLE[name]}")
+        if clip_norm is not None and not clip_norm > 0:
+            raise ValueError(f"clip_norm is {clip_norm:g}; it must be positive")
+        self._module = module
+        self._user = optimizer
+        self._clip_norm = clip_norm
+        self._timeout = timeout
+        self._named = list(module.named_parameters())
+        self._require_all_held(optimizer)
+        self.buffer = EvaluationBuffer(module)
+        store, self.rank, self.world_size = _rendezvous(timeout)
+        method.validate(self.world_size)
+        self._places = [*range(self.world_size), *range(method.server_count)]
+        if method.server_count > self.world_size:
+            raise ValueError(
+                f"{method.server_count} servers need as many ranks to live on; there are "
+                f"{self.world_size}"
+            )
+        self._folder = Path(tempfile.mkdtemp(prefix="offbeat-", dir="/tmp"))
+        if record is not None:
+            record.mkdir(parents=True, exist_ok=True)
+        self._gradients = None if record is None else GradientLog(record, self.rank)
+        self._current: tuple[Task, GradientRequest] | None = None
+        self._over = False
+        self._failure = threading.Event()
+        secret = _share(store, "secret", secrets.token_bytes(32) if self.rank == 0 else None)
+        self.host = Host(
+            method,
+            self._places,
+            self.rank,
+            listen=f"unix:{self._folder / 'socket'}",
+            secret=secret,
+            may_compute=lambda node, request: not self._over,
+            on_failure=lambda error: self._failure.set(),
+            journals=record,
+        )
+        try:
+            self._join(store, method, seed)
+        except BaseException:
+            self._abort()
+            raise
+        # The base class's constructor would wrap the groups anew; they stay the user's own.
+        self.defaults = optimizer.defaults
+        self.state = self.node.optimizer.inner.state
+        self.param_groups = self.node.optimizer.inner.param_groups
+        self._optimizer_step_pre_hooks: dict[int, Any] = {}
+        self._optimizer_step_post_hooks: dict[int, Any] = {}
+
+    # Beginning
+
+    def _require_all_held(self, optimizer: Optimizer) -> None:
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for name, parameter in self._named:
+            if id(parameter) not in held:
+                raise ValueError(
+                    f"parameter {name} is not in the optimizer; distribute() needs an optimizer "
+                    "of all of the module's parameters"
+                )
+
+    def _join(self, store: Store | None, method: Method, seed: int) -> None:
+        layout = self.buffer.layout
+        description = "\n".join(
+            f"{name} {' '.join(map(str, shape))}"
+            for name, shape in zip(layout.names, layout.shapes, strict=True)
+        )
+        first = _share(store, "layout", description.encode() if self.rank == 0 else None)
+        require_same_layout(_layout(first.decode()), layout, "rank 0", f"rank {self.rank}")
+        if store is not None:
+            store.set(f"offbeat/address/{self.rank}", self.host.transport.address)
+            addresses = {
+                rank: store.get(f"offbeat/address/{rank}").decode()
+                for rank in range(self.world_size)
+            }
+            self.host.connect(addresses, self._timeout)
+        self.node = self._make_node(self.rank, method, seed)
+        self.host.add(self.node)
+        for index, rank in enumerate(self.node.servers):
+            if index == self.rank:
+                self.host.add(self._make_node(rank, method, seed))
+        self._agree_on_start()
+        self.host.begin(time.monotonic_ns())
+        self._next()
+
+    def _make_node(self, rank: int, method: Method, seed: int) -> Node:
+        layout, start = self.buffer.layout, self.buffer.flat
+        count, n = method.server_count, self.world_size
+        servers = range(n, n + count)
+        spans = layout.split_spans(count) if count else ()
+        shards = tuple(Shard(i, n + i, span) for i, span in enumerate(spans))
+        if rank in servers:
+            start, layout = start[spans[rank - n]], layout.split(count)[rank - n]
+        return Node(
+            rank=rank,
+            workers=range(n),
+            servers=servers,
+            parameters=start.clone(),
+            layout=layout,
+            runtime=self.host,
+            optimizer_factory=self._optimizer_on,
+            schedule=Constant(),
+            batch_size=1,
+            seed=seed,
+            shards=shards,
+        )
+
+    def _optimizer_on(self, named: Any) -> Optimizer:
+        """The user's optimizer, groups and all, on other tensors of the same names."""
+        names = {id(parameter): name for name, parameter in self._named}
+        others = dict(named)
+        groups: list[dict[str, Any]] = []
+        for group in self._user.param_groups:
+            kept = [names[id(p)] for p in group["params"] if names.get(id(p)) in others]
+            if kept:
+                groups.append({**group, "params": [others[name] for name in kept]})
+        return type(self._user)(groups, **_plain(self._user.defaults))
+
+    def _agree_on_start(self) -> None:
+        """Everyone begins at rank 0's parameters."""
+        host = self.host
+        if self.rank == 0:
+            for rank in range(1, self.world_size):
+                host.send(self.node, rank, Start(self.node.parameters))
+            return
+        start = self._await(Start, source=0, what="rank 0's parameters")
+        for node in host.scheduler.nodes.values():
+            whole = start.parameters
+            if node.is_server:
+                whole = whole[node.shards[node.rank - node.servers.start].span]
+            node.load(whole)
+
+    def _await(self, message_type: type, source: int, what: str) -> Any:
+        wanted = self.node.recv(message_type, source=source)
+        deadline = time.monotonic() + self._timeout
+        with self.host.lock:
+            while True:
+                found = self.host.scheduler.poll(self.node, wanted)
+                if found is not None:
+                    return found[1]
+                if source in self.node.departed:
+                    raise RunError(f"rank {source} is gone; rank {self.rank} awaited {what}")
+                if not self.host.changed.wait(max(0.0, deadline - time.monotonic())):
+                    raise RunError(
+                        f"rank {self.rank} awaited {what} for {self._timeout:g} s in vain"
+                    )
+
+    # Stepping
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Hand over the gradients in `.grad`; returns when the worker asks for the next.
+
+        Raises:
+            RunError: the method cannot go on, here or because of another rank.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self._over or self._current is None:
+            raise RunError("step() after the with block has ended, or after an error")
+        task, request = self._current
+        self._current = None
+        gradients = [
+            torch.zeros_like(p) if p.grad is None else p.grad for _, p in self._named
+        ]
+        vector = self.buffer.layout.flatten(gradients)
+        if self._clip_norm is not None:
+            norm = torch.linalg.vector_norm(vector)
+            vector.mul_((self._clip_norm / (norm + 1e-6)).clamp(max=1.0))
+        if self._gradients is not None:
+            self._gradients.append(vector)
+        value = float("nan") if loss is None else float(loss)
+        self.host.fulfil(task, request, vector, value, self.host.elapsed)
+        self._next()
+        return loss
+
+    def _next(self) -> None:
+        """Wait for the worker's next request and load its snapshot into the module."""
+        waited = 0.0
+        while (asked := self.host.next_request(NOTICE)) is None:
+            self._raise_failure()
+            waited += NOTICE
+            waits = "; ".join(self.host.status().waiting)
+            if waited >= self._timeout:
+                raise RunError(f"rank {self.rank} has waited for {waited:.0f} s: {waits}")
+            print(f"offbeat: rank {self.rank} has waited for {waited:.0f} s: {waits}", flush=True)
+        self._current = asked
+        self.buffer.flat.copy_(asked[1].snapshot)
+
+    def _raise_failure(self) -> None:
+        if self.host.failure is not None:
+            error = self.host.failure
+            self._abort()
+            raise RunError(str(error)) from error
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for _, parameter in self._named:
+            if set_to_none:
+                parameter.grad = None
+            elif parameter.grad is not None:
+                parameter.grad.zero_()
+
+    # The common model
+
+    @contextlib.contextmanager
+    def consensus(self) -> Iterator[nn.Module]:
+        """The module with the model that all ranks stand for; its own parameters come back after.
+
+        A collective: every rank calls it after the same number of steps.
+        """
+        kept = self.buffer.flat.clone()
+        self.buffer.flat.copy_(self._common_model())
+        try:
+            yield self._module
+        finally:
+            self.buffer.flat.copy_(kept)
+
+    def _common_model(self) -> Tensor:
+        host = self.host
+        with host.lock:
+            own = [Snapshot.of(node) for node in host.scheduler.nodes.values()]
+        copies = {snapshot.rank: snapshot for snapshot in own}
+        live = [r for r in range(self.world_size) if r not in host.departed]
+        for snapshot in own:
+            for rank in live:
+                if rank != self.rank:
+                    packed = Copy(snapshot.parameters, _numbers(snapshot), snapshot.rank)
+                    with host.lock:
+                        host.send(self.node, rank, packed)
+        for rank in live:
+            if rank == self.rank:
+                continue
+            for _ in range(self._places.count(rank)):
+                received = self._await(Copy, rank, f"rank {rank}'s copy for consensus()")
+                copies[received.rank] = _snapshot(received, self.node)
+        return host.scheduler.method.model([copies[rank] for rank in sorted(copies)])
+
+    # The end
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None or self.host.failure is not None:
+            self._abort()
+            return
+        try:
+            self._leave()
+        finally:
+            self._abort()
+
+    def _leave(self) -> None:
+        """Tell the others, serve them until all have left, and take the common model."""
+        host = self.host
+        self._over = True
+        with host.lock:
+            host.computing = None
+            for rank in range(self.world_size):
+                if rank != self.rank:
+                    host.send(self.node, rank, Left(self.node.requests))
+        host.stop()
+        others = [rank for rank in range(self.world_size) if rank != self.rank]
+        for rank in others:
+            with contextlib.suppress(RunError):
+                self._await(Left, rank, f"rank {rank} to leave its loop")
+            self._raise_failure()
+        self.buffer.flat.copy_(self._common_model())
+        # Nobody hangs up before all have what they need.
+        with host.lock:
+            for rank in others:
+                host.send(self.node, rank, Left(-1))
+        for rank in others:
+            with contextlib.suppress(RunError):
+                self._await(Left, rank, f"rank {rank} to finish")
+        host.finish()
+        host.close()
+
+    def _abort(self) -> None:
+        self._over = True
+        self.host.finish()
+        self.host.abort()
+        if self._gradients is not None:
+            self._gradients.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class GradientLog:
+    """The gradients that a user's loop handed over, for replay: (d,) after (d,), raw."""
+
+    HEADER = struct.Struct("<QB7x")
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self._file = (folder / f"node-{rank}.gradients").open("wb")
+
+    def append(self, vector: Tensor) -> None:
+        self._file.write(vector.detach().cpu().contiguous().numpy().tobytes())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def distribute(
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    method: Method,
+    clip_norm: float | None = None,
+    seed: int = 0,
+    record: str | Path | None = None,
+    timeout: float = TIMEOUT,
+) -> DistributedOptimizer:
+    """Train `model` by a method among the ranks of this job, inside the user's own loop.
+
+    with offbeat.distribute(model, optimizer, method=ADPSGD()) as optimizer:
+        for x, y in loader:
+            loss = loss_fn(model(x), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    Ranks find each other as torchrun tells them to (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT);
+    without these the process is the only one. All begin at rank 0's parameters. Servers live on
+    the workers' ranks.
+
+    Args:
+        model: its parameters become views of a buffer into which each step's snapshot is loaded.
+        optimizer: of all of the model's parameters; it becomes the inner optimizer.
+        method: what happens at each step.
+        clip_norm: largest norm of a rank's gradient.
+        seed: of the method's own random choices.
+        record: a folder for journals and gradients, for `replay`.
+        timeout: seconds to wait for others before giving up.
+
+    Raises:
+        ValueError: what was passed cannot work.
+        RunError: the ranks' models differ, or the others did not come.
+    """
+    folder = None if record is None else Path(record)
+    return DistributedOptimizer(
+        model,
+        optimizer,
+        method,
+        clip_norm=clip_norm,
+        seed=seed,
+        record=folder,
+        timeout=timeout,
+    )
+
+
+def _rendezvous(timeout: float) -> tuple[Store | None, int, int]:
+    import os
+    from datetime import timedelta
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None, 0, 1
+    store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    return store, rank, size
+
+
+def _share(store: Store | None, key: str, value: bytes | None) -> bytes:
+    """Rank 0's value, on every rank."""
+    if store is None:
+        assert value is not None
+        return value
+    if value is not None:
+        store.set(f"offbeat/{key}", value)
+    return store.get(f"offbeat/{key}")
+
+
+def _layout(description: str) -> Layout:
+    names: list[str] = []
+    shapes: list[tuple[int, ...]] = []
+    for line in description.splitlines():
+        name, *shape = line.split(" ")
+        names.append(name)
+        shapes.append(tuple(int(extent) for extent in shape if extent))
+    return Layout(tuple(names), tuple(shapes))
+
+
+def _plain(defaults: dict[str, Any]) -> dict[str, Any]:
+    return dict(defaults)
+
+
+def _numbers(snapshot: Snapshot) -> Tensor:
+    """The number fields of all states, by state name and field, (m,) float64."""
+    values = [
+        float(getattr(state, f.name))
+        for _, state in _sorted_states(snapshot.states)
+        for f in fields(state)
+        if isinstance(getattr(state, f.name), int | float)
+    ]
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _snapshot(received: Copy, like: Node) -> Snapshot:
+    """The copy of another node, whose states are of the types of this rank's."""
+    is_server = received.rank in like.servers
+    states: dict[type, Any] = {}
+    values = iter(received.numbers.tolist())
+    for state_type, state in _sorted_states(like.states):
+        if is_server:
+            break
+        states[state_type] = made = state_type()
+        for f in fields(state):
+            if isinstance(getattr(state, f.name), int | float):
+                setattr(made, f.name, type(getattr(state, f.name))(next(values)))
+    return Snapshot(received.rank, is_server, received.parameters, states)
+
+
+def _sorted_states(states: dict[type, Any]) -> list[tuple[type, Any]]:
+    return sorted(states.items(), key=lambda item: item[0].__qualname__)

@@ -1,0 +1,293 @@
+"""Replay: a real run again, step by step, in one process, to the bit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..collectives import ring_all_reduce
+from ..experiment import Experiment
+from ..message import codec_of
+from ..node import Gradient, GradientRequest, Meet, Node, PeerLost, Receive
+from ..run import Run
+from ..trace import DELIVERED, Trace
+from .clock import SECOND
+from .compute import Job, SerialEvaluator
+from .journal import Entry, JournalError, read_journal
+from .scheduler import Cause, Executor, Kind, Scheduler, Task
+from .world import Progress, World
+
+INSIDE_A_STEP = {Kind.MESSAGE_NOW, Kind.LOST_NOW, Kind.CANCELLED_NOW, Kind.POLL, Kind.CLOCK, Kind.PARKED}
+"""Kinds that a role meets without being suspended."""
+
+
+class Reader:
+    """One node's journal and how far it has been followed."""
+
+    def __init__(self, rank: int, entries: list[Entry]) -> None:
+        self.rank = rank
+        self.entries = entries
+        self.position = 0
+        self.begun = False
+
+    @property
+    def head(self) -> Entry | None:
+        return self.entries[self.position] if self.position < len(self.entries) else None
+
+    def needs(self) -> list[Cause]:
+        """The messages that must be here before the role can take its next step, whole."""
+        causes: list[Cause] = []
+        for position in range(self.position, len(self.entries)):
+            cause = self.entries[position].cause
+            first = position == self.position and self.begun
+            if not first and cause.kind not in INSIDE_A_STEP:
+                break
+            if cause.sequence >= 0:
+                causes.append(cause)
+        return causes
+
+    def take(self, task: int | None, *kinds: Kind) -> Entry:
+        """The next entry, which must be of one of these kinds."""
+        entry = self.head
+        if entry is None or entry.cause.kind not in kinds or task not in (None, entry.task):
+            wanted = " or ".join(kind.name.lower() for kind in kinds)
+            found = "its end" if entry is None else entry.cause.kind.name.lower()
+            raise JournalError(
+                f"the replay departs from the journal of node {self.rank} at entry "
+                f"{self.position}: the role's next step needs {wanted}, the journal has {found}; "
+                "was it made by the same version, with the same experiment?"
+            )
+        self.position += 1
+        return entry
+
+
+class ReplayScheduler(Scheduler):
+    """Answers nothing by itself: every answer comes from the journals."""
+
+    executor: Replay
+
+    def deliver(self, to: int, source: int, message: Any) -> None:
+        self.executor.stash.setdefault((source, to), []).append(message)
+
+    def take(self, task: Task, request: Receive[Any]) -> tuple[int, Any, int] | None:
+        reader = self.executor.readers[task.node.rank]
+        entry = reader.head
+        if entry is None or entry.cause.kind is not Kind.MESSAGE_NOW or entry.task != task.id:
+            return None
+        return self.executor.message_of(task.node.rank, entry.cause)
+
+    def holds(self, task: Task, message_type: type) -> bool:
+        entry = self.executor.readers[task.node.rank].head
+        return entry is not None and entry.cause.kind is Kind.CANCELLED_NOW
+
+
+class Replay(Executor):
+    """All nodes of a recorded run, each following its journal as far as the others let it."""
+
+    def __init__(self, experiment: Experiment, journals: Path, progress: Progress | None) -> None:
+        self.experiment = experiment
+        self.world = World(experiment)
+        self.progress = progress
+        self.trace = Trace()
+        self.stash: dict[tuple[int, int], list[Any]] = {}
+        self.readers: dict[int, Reader] = {}
+        self.scheduler = ReplayScheduler(self, experiment.method)
+        self.steps = 0
+        self.computed = 0
+        self.bytes_sent = 0
+        self._time: dict[int, int] = {}
+        for rank in [*self.world.workers, *self.world.servers]:
+            path = journals / f"node-{rank}.journal"
+            if not path.exists():
+                raise JournalError(f"{path} is missing; only real runs leave journals")
+            self.readers[rank] = Reader(rank, read_journal(path))
+            self.scheduler.add(self.world.node(rank, self, self.world.initial))
+        problem, train = self.world.problem, self.world.data.train
+        self._evaluator = SerialEvaluator(self.world.make_module(), problem.loss, train)
+
+    def run(self) -> Run:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.experiment.threads)
+        began = time.perf_counter()
+        try:
+            while any([self._advance(reader) for reader in self.readers.values()]):
+                pass
+            self._require_end()
+        finally:
+            torch.set_num_threads(threads)
+        present = [node for node in self.scheduler.nodes.values() if not self._is_gone(node.rank)]
+        vector = self.experiment.method.model(present)
+        seconds = float(self.trace.gradients["end_ns"].max(initial=0)) / SECOND
+        samples = self.computed * self.experiment.problem.batch_size
+        row = self.world.measure(present, seconds, samples, self.steps, self.bytes_sent)
+        self.scheduler.close()
+        return Run(
+            experiment=self.experiment,
+            mode="replay",
+            metrics=[row],
+            trace=self.trace,
+            vector=vector.clone(),
+            layout=self.world.layout,
+            seconds=seconds,
+            stop="journal",
+            notes=[f"replayed in {time.perf_counter() - began:.2f} s"],
+        )
+
+    def _is_gone(self, rank: int) -> bool:
+        return any(
+            rank in node.departed for node in self.scheduler.nodes.values() if node.rank != rank
+        )
+
+    def _advance(self, reader: Reader) -> bool:
+        """Follow one journal as far as it goes; whether it went anywhere."""
+        moved = False
+        if not reader.begun and self._available(reader):
+            reader.begun = moved = True
+            self._time[reader.rank] = 0
+            self.scheduler.begin(self.scheduler.nodes[reader.rank])
+            self.scheduler.drain()
+        if not reader.begun:
+            return False
+        while reader.head is not None and self._available(reader):
+            self._follow(reader, reader.head)
+            moved = True
+        return moved
+
+    def _available(self, reader: Reader) -> bool:
+        return all(
+            len(self.stash.get((cause.source, reader.rank), ())) > cause.sequence
+            for cause in reader.needs()
+        )
+
+    def _follow(self, reader: Reader, entry: Entry) -> None:
+        rank, cause = reader.rank, entry.cause
+        self._time[rank] = entry.time
+        node = self.scheduler.nodes[rank]
+        if cause.kind is Kind.DEPARTURE:
+            reader.position += 1
+            node.departed.add(cause.source)
+            return
+        task = next((t for t in self.scheduler.tasks[rank] if t.id == entry.task), None)
+        if task is None or cause.kind in INSIDE_A_STEP:
+            reader.take(entry.task, Kind.GRADIENT)
+            return
+        request = task.waiting
+        if cause.kind is Kind.GRADIENT:
+            reader.take(entry.task, Kind.GRADIENT)
+            if not isinstance(request, GradientRequest):
+                reader.position -= 1
+                reader.take(entry.task, Kind.MESSAGE)
+                return
+            job = self.gradient(rank, request)
+            self.computed += 1
+            self.trace.rows["gradients"].append((rank, entry.time, entry.time, job.loss))
+            value: Any = Gradient(job.vector, request.versions, job.loss)  # pyright: ignore[reportArgumentType]
+            self.scheduler.resume(task, value)
+        elif cause.kind is Kind.MESSAGE:
+            reader.position += 1
+            source, message, _ = self.message_of(rank, cause)
+            self._forget(task)
+            self.scheduler.resume(task, (source, message))
+        elif cause.kind is Kind.LOST:
+            reader.position += 1
+            self._forget(task)
+            self.scheduler.resume(task, error=PeerLost(cause.source))
+        else:
+            reader.position += 1
+            self.scheduler.resume(task)
+        self.scheduler.drain()
+
+    def gradient(self, rank: int, request: GradientRequest) -> Job:
+        """The gradient that answers a request."""
+        job = self.world.job(rank, request)
+        self._evaluator.evaluate_one(job)
+        return job
+
+    def message_of(self, rank: int, cause: Cause) -> tuple[int, Any, int]:
+        messages = self.stash[cause.source, rank]
+        message, messages[cause.sequence] = messages[cause.sequence], None
+        row = (cause.source, rank, self.trace.kind(type(message).__name__),
+               codec_of(type(message)).size(message), 0, 0, self._time[rank], DELIVERED)  # fmt: skip
+        self.trace.rows["messages"].append(row)
+        return cause.source, message, cause.sequence
+
+    def _forget(self, task: Task) -> None:
+        receivers = self.scheduler._receivers[task.node.rank]
+        if task in receivers:
+            receivers.remove(task)
+
+    def _require_end(self) -> None:
+        for reader in self.readers.values():
+            if reader.head is not None and not self._is_gone(reader.rank):
+                raise JournalError(
+                    f"the journal of node {reader.rank} cannot be followed beyond entry "
+                    f"{reader.position} of {len(reader.entries)}: a message from node "
+                    f"{reader.head.cause.source} never comes"
+                )
+
+    # What nodes ask
+
+    def now(self, node: Node) -> float:
+        return self.readers[node.rank].take(None, Kind.CLOCK).time / SECOND
+
+    def start(self, node: Node, name: str, coroutine: Coroutine[Any, Any, Any]) -> Task:
+        return self.scheduler.start(node, name, coroutine)
+
+    def poll(self, node: Node, wanted: Receive[Any]) -> tuple[int, Any] | None:
+        cause = self.readers[node.rank].take(None, Kind.POLL).cause
+        return None if cause.sequence < 0 else self.message_of(node.rank, cause)[:2]
+
+    def stepped(self, node: Node, staleness: int, mixes: int) -> None:
+        self.steps += 1
+        self.trace.rows["steps"].append(
+            (node.rank, self._time[node.rank], node.versions[0], staleness, mixes)
+        )
+
+    def send(self, node: Node, to: int, message: Any) -> None:
+        codec = codec_of(type(message))
+        self.bytes_sent += codec.size(message)
+        self.scheduler.deliver(to, node.rank, codec.copy(message))
+
+    def all_reduce(
+        self, node: Node, values: Tensor, group: tuple[int, ...], tag: tuple[int, int]
+    ) -> Awaitable[Tensor]:
+        return ring_all_reduce(node, values, group, tag)
+
+    # What the scheduler leaves to the runtime
+
+    def request_gradient(self, task: Task, request: GradientRequest) -> None:
+        """Answered when the journal says so."""
+
+    def sleep(self, task: Task, seconds: float) -> None:
+        """Over when the journal says so."""
+
+    def meet(self, task: Task, meet: Meet) -> None:
+        raise JournalError("a recorded run carries collectives out as messages")
+
+    def next_round(self, task: Task) -> bool:
+        reader = self.readers[task.node.rank]
+        entry = reader.head
+        if entry is None or entry.cause.kind is not Kind.PARKED or entry.task != task.id:
+            return True
+        reader.position += 1
+        return False
+
+    def resumed(self, task: Task, cause: Cause) -> None:
+        if cause.kind in (Kind.MESSAGE_NOW, Kind.LOST_NOW, Kind.CANCELLED_NOW):
+            self.readers[task.node.rank].take(task.id, cause.kind)
+
+
+def replay_run(
+    experiment: Experiment, journals: Path, progress: Progress | None = None
+) -> Run:
+    """Run a recorded real run again in this process; its final model has the same bits.
+
+    Raises:
+        JournalError: a journal is missing, damaged, or of another experiment.
+    """
+    return Replay(experiment, journals, progress).run()
