@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+# Optimizers import it when first used, for seconds; the server of forks does it once for all.
+import torch._dynamo
 
 from ..experiment import Experiment
 from ..node import GradientRequest, Node
@@ -184,3 +188,7 @@ def main(assignment: Assignment, pipe: Connection) -> None:
         child.tell("failed", f"host {assignment.host}: {type(error).__name__}: {error}")
     finally:
         child.host.abort()
+    # Taking the interpreter down with torch in it takes longer than many a run.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -28,6 +28,11 @@ class VirtualClock:
         self._counter += 1
         heapq.heappush(self._heap, (when, self._tie_break(), self._counter, action, argument))
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is to happen any more."""
+        return not self._heap
+
     def advance(self) -> bool:
         """Carry out the next event; False if none is left."""
         if not self._heap:

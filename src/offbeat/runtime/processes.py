@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import secrets
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..experiment import Experiment
+from ..method import ModelLost
 from ..parameters import Layout
 from ..run import Metrics, Run
 from ..trace import Trace
@@ -82,7 +84,7 @@ class Launcher:
         self._asked = 0
         self._answers: dict[int, tuple[list[Snapshot], Status]] = {}
         self._asked_at: tuple[float, int] | None = None
-        self._next_evaluation = 0
+        self._next_evaluation = experiment.evaluation_interval
         self._faults = sorted(experiment.cluster.faults, key=lambda fault: fault.at)
         self._recoveries: list[tuple[float, int]] = []
 
@@ -110,7 +112,9 @@ class Launcher:
     # Beginning
 
     def _spawn(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        # One server process imports torch once; every child is forked from it, not from here.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["offbeat.runtime.child"])
         secret = secrets.token_bytes(32)
         hosts = self.world.hosts
         for host in range(self.world.host_count()):
@@ -139,6 +143,12 @@ class Launcher:
         self._await(lambda member: member.connected, deadline, "find each other")
         self._began = time.monotonic_ns()
         self._tell("start", self._began)
+        world = self.world
+        start = [
+            Snapshot(rank, rank in world.servers, world.part(rank, world.initial), {})
+            for rank in [*world.workers, *world.servers]
+        ]
+        self._measure(0.0, start, [])
 
     def _await(self, done: Any, deadline: float, what: str) -> None:
         while not all(done(member) for member in self.members):
@@ -288,15 +298,16 @@ class Launcher:
     def _measure(
         self, seconds: float, nodes: Sequence[Snapshot], statuses: Sequence[Status]
     ) -> None:
-        if not nodes:
+        try:
+            row = self.world.measure(
+                nodes,
+                seconds,
+                sum(status.computed for status in statuses) * self.experiment.problem.batch_size,
+                sum(status.steps for status in statuses),
+                sum(status.bytes_sent for status in statuses),
+            )
+        except ModelLost:
             return
-        row = self.world.measure(
-            nodes,
-            seconds,
-            sum(status.computed for status in statuses) * self.experiment.problem.batch_size,
-            sum(status.steps for status in statuses),
-            sum(status.bytes_sent for status in statuses),
-        )
         self.metrics.append(row)
         if self.progress is not None:
             self.progress(row)
@@ -311,10 +322,9 @@ class Launcher:
             self._send(member, word, *values)
 
     def _send(self, member: Member, word: str, *values: Any) -> None:
-        try:
+        # A broken pipe is met again when it is read to its end, after what it still holds.
+        with contextlib.suppress(OSError):
             member.pipe.send((word, *values))
-        except OSError:
-            self._depart(member)
 
     def _listen(self, timeout: float) -> None:
         pipes = {member.pipe: member for member in self.members if not member.pipe.closed}
@@ -409,12 +419,10 @@ class Launcher:
                 trace.merge(member.trace)
         seconds = float(trace.gradients["end_ns"].max(initial=0)) / 1e9
         vector = self.world.initial
-        if nodes:
-            try:
+        with contextlib.suppress(ModelLost):
+            if nodes:
                 vector = self.experiment.method.model(nodes)
                 self._measure(seconds, nodes, statuses)
-            except (RuntimeError, ValueError) as failure:
-                error = error or str(failure)
         return Run(
             experiment=self.experiment,
             mode="processes",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..cluster import Fault
 from ..collectives import Chunk, chunk_bounds, ring_all_reduce, ring_mean
 from ..experiment import Experiment
 from ..message import codec_of
+from ..method import ModelLost
 from ..node import Gradient, GradientRequest, Meet, Node, PeerLost, Receive
 from ..run import Metrics, Run
 from ..trace import DELIVERED, FAULT_KINDS, LOST, Trace
@@ -163,6 +165,9 @@ class Simulation(Executor):
             error, self.stop = str(failure), "error"
         except KeyboardInterrupt:
             self.stop = "interrupted"
+        except BaseException:
+            self.scheduler.close()
+            raise
         finally:
             torch.set_num_threads(threads)
         return self._result(error)
@@ -181,7 +186,7 @@ class Simulation(Executor):
             if fault.kind == "slow" and fault.until < float("inf"):
                 self.clock.at(nanoseconds(fault.until), self._recover, fault.rank)
         if self.experiment.budget.seconds is not None:
-            self.clock.at(nanoseconds(self.experiment.budget.seconds), self._end, "seconds")
+            self.clock.at(nanoseconds(self.experiment.budget.seconds), self._time_is_up, None)
         for node in self.nodes:
             self.scheduler.begin(node)
         self._evaluate()
@@ -209,17 +214,17 @@ class Simulation(Executor):
         if self.stop is not None:
             return
         waiting = self.scheduler.waiting()
-        if (
-            not waiting
-            or self._spent()
-            or any(isinstance(task.waiting, GradientRequest) for task in waiting)
-        ):
-            self.stop = "samples" if self.computed else "finished"
+        if self._spent() or any(isinstance(task.waiting, GradientRequest) for task in waiting):
+            self.stop = "samples"
+            return
+        if not waiting:
+            self.stop = "finished"
             return
         waits = "; ".join(task.describe() for task in waiting[:8])
         more = "" if len(waiting) <= 8 else f"; and {len(waiting) - 8} more"
+        since = max(self._waiting_since.values(), default=self.clock.now)
         raise Deadlock(
-            f"deadlock at {self.clock.now / SECOND:.6g} s: every role waits and no message is "
+            f"deadlock at {since / SECOND:.6g} s: every role waits and no message is "
             f"on its way: {waits}{more}"
         )
 
@@ -228,13 +233,11 @@ class Simulation(Executor):
 
     def _result(self, error: str | None) -> Run:
         nodes = self.nodes
-        try:
+        vector = self.world.initial
+        with suppress(ModelLost):
             vector = self.method.model(nodes)
-            if not self.metrics or self.metrics[-1].samples < self.computed * self._batch:
-                self._evaluate()
-        except (RuntimeError, ValueError):
-            # No node is left that the method could make its model of.
-            vector = self.world.initial
+        if not self.metrics or self.metrics[-1].samples < self.computed * self._batch:
+            self._evaluate()
         self.scheduler.close()
         run = Run(
             experiment=self.experiment,
@@ -258,7 +261,10 @@ class Simulation(Executor):
 
     def _evaluate(self) -> None:
         seconds, samples = self.clock.now / SECOND, self.computed * self._batch
-        row = self.world.measure(self.nodes, seconds, samples, self.steps, self.bytes_sent)
+        try:
+            row = self.world.measure(self.nodes, seconds, samples, self.steps, self.bytes_sent)
+        except ModelLost:
+            return
         self.metrics.append(row)
         self._next_evaluation = samples + self._interval
         if self._progress is not None:
@@ -266,6 +272,12 @@ class Simulation(Executor):
         goal = self.experiment.budget.accuracy
         if goal is not None and row.accuracy >= goal:
             self._end("accuracy")
+
+    def _time_is_up(self, _: None) -> None:
+        if self.clock.idle:
+            # Everything had come to rest before.
+            self._require_progress()
+        self._end("seconds")
 
     def _end(self, why: str) -> None:
         if self.stop is None:
@@ -497,15 +509,25 @@ class Simulation(Executor):
 
     def _join(self, rank: int) -> None:
         """Let a late worker in: with the present model, from a round that nobody has begun."""
-        nodes = self.nodes
-        if not nodes or rank in self.scheduler.nodes:
+        if rank in self.scheduler.nodes:
             return
-        first = 1 + max(node.round for node in nodes if not node.is_server)
-        node = self._place(rank, self.method.model(nodes))
+        nodes = self.nodes
+        try:
+            start = self.method.model(nodes)
+        except ModelLost:
+            return
+        workers = [node for node in nodes if not node.is_server]
+        servers = [node for node in nodes if node.is_server]
+        first = 1 + max((other.round for other in workers), default=-1)
+        node = self._place(rank, start)
         node.round = first
+        node.samples = max((other.samples for other in workers), default=0)
         node.departed |= self.departed
         node.first_round.update(nodes[0].first_round)
-        node.versions = list(max((n.versions for n in nodes if not n.is_server), key=min))
+        if servers:
+            node.versions = [server.version for server in servers]
+        else:
+            node.versions = list(max((other.versions for other in workers), key=min))
         if self._quota[rank] < NEVER:
             self._quota[rank] -= first
         for other in [*nodes, node]:

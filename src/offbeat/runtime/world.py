@@ -67,6 +67,12 @@ class World:
     def host_count(self) -> int:
         return max(self.hosts) + 1
 
+    def part(self, rank: int, whole: Tensor) -> Tensor:
+        """What that node holds of the parameters (d,): all of them, or a server's shard."""
+        if rank not in self.servers:
+            return whole
+        return whole[self.shards[rank - self.servers.start].span]
+
     def node(
         self,
         rank: int,
@@ -78,8 +84,8 @@ class World:
         """A node that begins at the parameters `start` (d,), kept in `storage` if given."""
         layout = self.layout
         if rank in self.servers:
-            index = rank - self.servers.start
-            layout, start = self.server_layouts[index], start[self.shards[index].span]
+            layout = self.server_layouts[rank - self.servers.start]
+        start = self.part(rank, start)
         parameters = torch.empty_like(start) if storage is None else storage
         parameters.copy_(start)
         return Node(
@@ -173,7 +179,9 @@ def require_finite(loss: float, rank: int, step: int, seconds: float) -> None:
 
 
 def consensus_distance(parameters: Sequence[Tensor]) -> float:
-    """Root mean square distance of vectors (d,) to their mean."""
+    """Root mean square distance of vectors (d,) to their mean; NaN of none."""
+    if not parameters:
+        return float("nan")
     stacked = torch.stack(list(parameters))
     return (stacked - stacked.mean(dim=0)).square().sum(dim=1).mean().sqrt().item()
 
