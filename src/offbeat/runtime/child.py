@@ -89,9 +89,9 @@ class Child:
         if host.failure is None:
             host.finish()
             self.tell("done", host.snapshots(), host.trace, host.status())
-            if not host.leaving:
-                # Until all have finished, a closed connection would look like a departure.
-                self._may_close.wait(timeout=10.0)
+            # Until all have finished a closed connection would look like a departure, and until
+            # the launcher has read this a closed pipe could lose it.
+            self._may_close.wait(timeout=10.0)
         host.close(timeout=2.0)
 
     def tell(self, word: str, *values: Any) -> None:

@@ -356,6 +356,9 @@ class Launcher:
             member.failed = values[0]
         elif word == "done":
             member.snapshots, member.trace, member.status = values
+            if self.stop_reason is None:
+                # It leaves early; the others' connections stay open until all are done.
+                self._send(member, "close")
 
     def _depart(self, member: Member) -> None:
         """The pipe has ended: the process is over."""

@@ -403,7 +403,7 @@ class Simulation(Executor):
             following = group[(index + 1) % len(group)]
             if len(group) > 1:
                 self.trace.rows["messages"].append(
-                    (rank, following, kind, sent // len(group), when, when, done, DELIVERED)
+                    (rank, following, kind, sent // len(group), when, self.clock.now, done, DELIVERED)
                 )
             self.clock.at(done, self._meeting_ended, (task, mean.clone()))
 
