@@ -27,6 +27,10 @@ class Holder(Protocol):
     def state(self, state_type: type[S]) -> S: ...
 
 
+class ModelLost(Exception):
+    """What a method's parameters stand on is gone with the nodes that held it."""
+
+
 class NextRound(Suspension[None]):
     """A worker between two rounds: where it stops when the run does."""
 
@@ -36,6 +40,7 @@ class NextRound(Suspension[None]):
         return "the next round"
 
 
+@dataclass(frozen=True)
 class Method(ABC):
     """Hyper-parameters, and what each role does. Subclasses are frozen dataclasses.
 
@@ -59,7 +64,13 @@ class Method(ABC):
         """One round of a worker."""
 
     def model(self, nodes: Sequence[Holder]) -> Tensor:
-        """The parameters (d,) that the live nodes stand for: by default the workers' mean."""
+        """The parameters (d,) that the live nodes stand for: by default the workers' mean.
+
+        Raises:
+            ModelLost: the nodes that held them are gone.
+        """
+        if not nodes:
+            raise ModelLost("no worker is left")
         return torch.stack([node.parameters for node in nodes]).mean(dim=0)
 
     def validate(self, workers: int) -> None:
@@ -124,6 +135,8 @@ class ServerMethod(Method):
     def model(self, nodes: Sequence[Holder]) -> Tensor:
         """What the servers hold, in order."""
         held = sorted((n for n in nodes if n.is_server), key=lambda n: n.rank)
+        if len(held) < self.servers:
+            raise ModelLost(f"{self.servers - len(held)} of {self.servers} servers are gone")
         return torch.cat([node.parameters for node in held])
 
     def validate(self, workers: int) -> None:

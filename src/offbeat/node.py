@@ -21,6 +21,9 @@ M = TypeVar("M")
 S = TypeVar("S")
 R = TypeVar("R")
 
+Group = range | tuple[int, ...]
+"""Members of a collective, in the order of its ring; of all workers a range, which hashes fast."""
+
 
 class PeerLost(Exception):
     """The peer from which a role awaited something has crashed or left."""
@@ -95,7 +98,7 @@ class Meet(Suspension[Tensor]):
     """A collective that the runtime carries out itself, without messages of the role's."""
 
     values: Tensor
-    group: tuple[int, ...]
+    group: Group
     tag: tuple[int, int]
 
     def __str__(self) -> str:
@@ -125,7 +128,7 @@ class Runtime(Protocol):
     def poll(self, node: Node, wanted: Receive[Any]) -> tuple[int, Any] | None: ...
     def start(self, node: Node, name: str, coroutine: Coroutine[Any, Any, R]) -> Started[R]: ...
     def all_reduce(
-        self, node: Node, values: Tensor, group: tuple[int, ...], tag: tuple[int, int]
+        self, node: Node, values: Tensor, group: Group, tag: tuple[int, int]
     ) -> Awaitable[Tensor]: ...
     def stepped(self, node: Node, staleness: int, mixes: int) -> None: ...
 
@@ -180,7 +183,7 @@ class Node:
         self._mixes = 0
         self._mixes_at_snapshot = 0
         self._outer: dict[str, OuterOptimizer] = {}
-        self._collectives: dict[tuple[tuple[int, ...], int | None], int] = {}
+        self._collectives: dict[tuple[Group, int | None], int] = {}
         self._optimizer: ParameterOptimizer | None = None
         # A server's step uses one worker's minibatch; a peer's step stands for one of each.
         peers = 1 if self.servers else len(self.workers)
@@ -355,7 +358,9 @@ class Node:
         Raises:
             PeerLost: a member has departed.
         """
-        members = tuple(self.workers) if group is None else tuple(group)
+        members: Group = self.workers
+        if group is not None and list(group) != list(members):
+            members = tuple(group)
         if self.rank not in members:
             raise ValueError(f"node {self.rank} is not in the group {members}")
         sequence = self._collectives.get((members, key), 0)

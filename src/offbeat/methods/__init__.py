@@ -29,4 +29,4 @@ METHODS: dict[str, type[Method]] = {
     )
 }
 
-__all__ = ["METHODS", *METHODS]
+__all__ = ["METHODS", *METHODS]  # pyright: ignore[reportUnsupportedDunderAll]

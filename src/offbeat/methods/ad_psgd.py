@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -23,13 +24,25 @@ class Difference:  # passive -> active
     delta: Tensor  # (d,)
 
 
+@dataclass
+class Exchange:
+    """A worker's own averaging, and whom it has put off meanwhile."""
+
+    under_way: bool = False
+    put_off: list[tuple[int, Offer]] = field(default_factory=list[tuple[int, Offer]])
+
+
 @dataclass(frozen=True, kw_only=True)
 class ADPSGD(Method):
     """AD-PSGD: x_i, x_j <- (x_i + x_j) / 2 with a random neighbour j, then x_i <- x_i - lr * g_i.
 
     The averaging goes on while the gradient is computed, at a snapshot taken before. It exchanges
     differences: j subtracts delta = (x_j - x_i) / 2 and sends it to i, who adds it. Whatever
-    either has applied in between is kept, the sum of all x never changes, and no graph deadlocks.
+    either has applied in between is kept, and the sum of all x never changes.
+
+    Two offers that cross would swap x_i and x_j instead of averaging them. So a worker whose own
+    offer is out puts off those of higher rank until it is answered; waits then go from higher to
+    lower ranks only, and no graph deadlocks.
 
     Args:
         topology: who may average with whom.
@@ -50,26 +63,40 @@ class ADPSGD(Method):
     background: ClassVar[tuple[str, ...]] = ("answer",)
     messages: ClassVar[tuple[type, ...]] = (Offer, Difference)
     survives_loss: ClassVar[bool] = True
+    serial: ClassVar[dict[str, Any]] = {"topology": Ring()}
 
     def validate(self, workers: int) -> None:
         self.topology.validate(workers)
 
     async def step(self, node: Node) -> None:
-        neighbours = sorted(node.peers(self.topology).out)
-        peer = node.rng.choice(neighbours) if neighbours else None
-        if peer is not None:
-            node.send(peer, Offer(node.parameters))
-        gradient = await node.gradient()
-        if peer is not None:
-            try:
-                _, answer = await node.recv(Difference, source=peer)
-                node.mix(add=answer.delta)
-            except PeerLost:
-                pass  # It departed without an answer; this round has no averaging.
+        averaging = node.start(self._average(node))
+        gradient = await node.gradient()  # The averaging goes on meanwhile.
+        await averaging
         node.apply(gradient.vector, taken_at=gradient.version)
+
+    async def _average(self, node: Node) -> None:
+        neighbours = sorted(node.peers(self.topology).out)
+        if not neighbours:
+            return
+        exchange, peer = node.state(Exchange), node.rng.choice(neighbours)
+        exchange.under_way = True
+        node.send(peer, Offer(node.parameters))
+        with contextlib.suppress(PeerLost):  # Then this round has no averaging.
+            _, answer = await node.recv(Difference, source=peer)
+            node.mix(add=answer.delta)
+        exchange.under_way = False
+        while exchange.put_off:
+            self._accept(node, *exchange.put_off.pop(0))
 
     async def answer(self, node: Node) -> None:
         peer, offer = await node.recv(Offer)
+        exchange = node.state(Exchange)
+        if exchange.under_way and peer > node.rank:
+            exchange.put_off.append((peer, offer))
+        else:
+            self._accept(node, peer, offer)
+
+    def _accept(self, node: Node, peer: int, offer: Offer) -> None:
         delta = (node.parameters - offer.parameters) / 2
         node.mix(add=-delta)
         node.send(peer, Difference(delta))

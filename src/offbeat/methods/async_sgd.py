@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -39,6 +39,7 @@ class AsyncSGD(ServerMethod):
 
     reference: ClassVar[str] = "Dean et al., Large Scale Distributed Deep Networks, 2012"
     messages: ClassVar[tuple[type, ...]] = (Push, Pull)
+    serial: ClassVar[dict[str, Any]] = {"servers": 1}
 
     async def serve(self, node: Node) -> None:
         worker, push = await node.recv(Push)

@@ -23,8 +23,9 @@ def delay_compensated(gradient: Tensor, now: Tensor, backup: Tensor, strength: f
 
 @dataclass
 class Backups:
-    """What each worker was last sent."""
+    """What each worker was last sent, and where all began."""
 
+    start: Tensor | None = None
     sent: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
 
 
@@ -49,13 +50,15 @@ class DelayCompensatedSGD(AsyncSGD):
     )
 
     async def serve(self, node: Node) -> None:
-        backups = node.state(Backups).sent
-        if not backups:
-            # Before its first pull every worker is at the common start.
-            backups.update((worker, node.parameters.clone()) for worker in node.workers)
+        backups = node.state(Backups)
+        if backups.start is None:
+            backups.start = node.parameters.clone()
         worker, push = await node.recv(Push)
         x = node.parameters
-        compensated = delay_compensated(push.gradient, x, backups[worker], self.strength)
+        # What a worker that joined late began with is not known here: no compensation.
+        first = backups.start if push.taken_at == 0 else x
+        backup = backups.sent.get(worker, first)
+        compensated = delay_compensated(push.gradient, x, backup, self.strength)
         node.apply(compensated, taken_at=push.taken_at)
-        backups[worker] = node.parameters.clone()
+        backups.sent[worker] = node.parameters.clone()
         node.send(worker, Pull(node.parameters, node.version))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..message import message
-from ..method import Holder, Method
+from ..method import Holder, Method, ModelLost
 from ..node import Node, PeerLost
 from ..topology import OnePeerExponential, Topology
 
@@ -53,6 +53,7 @@ class StochasticGradientPush(Method):
     messages: ClassVar[tuple[type, ...]] = (Share,)
     synchronous: ClassVar[bool] = True
     survives_loss: ClassVar[bool] = True
+    serial: ClassVar[dict[str, Any]] = {"topology": OnePeerExponential()}
 
     def validate(self, workers: int) -> None:
         self.topology.validate(workers)
@@ -76,6 +77,8 @@ class StochasticGradientPush(Method):
 
     def model(self, nodes: Sequence[Holder]) -> Tensor:
         """sum x / sum w."""
+        if not nodes:
+            raise ModelLost("no worker is left")
         total = torch.stack([node.parameters for node in nodes]).sum(dim=0)
         return total / sum(node.state(PushSum).weight for node in nodes)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -48,7 +49,17 @@ class EvaluationBuffer:
             parameter.data = view
 
 
-class SerialEvaluator:
+class Evaluator(ABC):
+    """Computes gradients: `evaluate` sets `vector` and `loss` of every job."""
+
+    @abstractmethod
+    def evaluate(self, jobs: Sequence[Job]) -> None: ...
+
+    def close(self) -> None:  # noqa: B027
+        """No more gradients are needed."""
+
+
+class SerialEvaluator(Evaluator):
     """One gradient after the other, as a plain training loop computes them."""
 
     def __init__(self, module: nn.Module, loss: Loss, train: Split) -> None:
@@ -72,43 +83,67 @@ class SerialEvaluator:
         job.loss = loss.item()
 
 
-class PoolEvaluator:
+class PoolEvaluator(Evaluator):
     """One gradient per thread of a pool, each thread with a copy of the module.
 
-    Every thread computes with one core, so the bits are those of `SerialEvaluator` on one.
+    Every thread computes with one core, so the bits are those of `SerialEvaluator` on one. The
+    threads start with the first gradient and live until `close`.
     """
 
     def __init__(
         self, make_module: Callable[[], nn.Module], loss: Loss, train: Split, threads: int
     ) -> None:
-        self._make_module = make_module
-        self._loss = loss
-        self._train = train
-        self._local = threading.local()
-        self._pool = ThreadPoolExecutor(threads, "offbeat-gradient", self._prepare)
-
-    def _prepare(self) -> None:
-        torch.set_num_threads(1)
-        self._local.evaluator = SerialEvaluator(self._make_module(), self._loss, self._train)
-
-    def _evaluate_one(self, job: Job) -> None:
-        self._local.evaluator.evaluate_one(job)
+        # Modules are made here: threads that seed PyTorch's one generator would disturb each other.
+        self._evaluators = [SerialEvaluator(make_module(), loss, train) for _ in range(threads)]
+        self._pool = ThreadPoolExecutor(threads, "offbeat-gradient")
 
     def evaluate(self, jobs: Sequence[Job]) -> None:
-        for _ in self._pool.map(self._evaluate_one, jobs):
-            pass
+        left = iter(jobs)  # Shared: whichever thread is free takes the next.
+        working = [self._pool.submit(_work_off, left, each) for each in self._evaluators]
+        for thread in working:
+            thread.result()
+
+    def close(self) -> None:
+        self._pool.shutdown()
 
 
-class VmapEvaluator:
+def _work_off(left: Iterator[Job], evaluator: SerialEvaluator) -> None:
+    torch.set_num_threads(1)
+    for job in left:
+        evaluator.evaluate_one(job)
+
+
+Programs = dict[tuple[Any, ...], Callable[..., Any]]
+"""Traced programs by the shapes and types of their arguments."""
+
+
+def programs_of(problem: Hashable, seed: int) -> Programs:
+    """The programs traced so far for that problem and that seed of its model, to be added to."""
+    try:
+        return _programs_of(problem, seed)
+    except TypeError:  # A problem that cannot be hashed shares nothing.
+        return {}
+
+
+# Small, because a problem may hold its user's tensors.
+@lru_cache(maxsize=4)
+def _programs_of(problem: Hashable, seed: int) -> Programs:
+    return {}
+
+
+class VmapEvaluator(Evaluator):
     """All gradients together: `torch.func.vmap` over a matrix (k, d) of snapshots.
 
-    The batched program is traced once for each k, which halves its cost in Python. Batches are
-    filled up with repeated rows to one of a few sizes, to keep the number of traces small.
+    The batched program is traced once for each k, which halves its cost in Python. A trace costs
+    as much as a thousand gradients of a small model, so batches are filled up with repeated rows
+    to one of a few sizes, and `programs` may be shared with other evaluators.
     """
 
-    LARGEST = 128
+    SIZES = (4, 8, 16, 32, 64, 96, 128)
 
-    def __init__(self, module: nn.Module, loss: Loss, train: Split) -> None:
+    def __init__(
+        self, module: nn.Module, loss: Loss, train: Split, programs: Programs | None = None
+    ) -> None:
         self.layout = Layout.of(module)
         self._train = train
         module.requires_grad_(False)
@@ -117,28 +152,22 @@ class VmapEvaluator:
             return loss(functional_call(module, parameters, (inputs,)), targets)
 
         self._batched = vmap(grad_and_value(loss_of))
-        self._traced: dict[tuple[Any, ...], Callable[..., Any]] = {}
-
-    @staticmethod
-    def padded(count: int) -> int:
-        if count <= 16:
-            return 1 << (count - 1).bit_length()
-        return -(-count // 16) * 16
+        self._programs = {} if programs is None else programs
 
     def evaluate(self, jobs: Sequence[Job]) -> None:
         by_size: dict[int, list[Job]] = {}
         for job in jobs:
             by_size.setdefault(len(job.indices), []).append(job)
         for alike in by_size.values():
-            for start in range(0, len(alike), self.LARGEST):
-                self._evaluate_batch(alike[start : start + self.LARGEST])
+            for start in range(0, len(alike), self.SIZES[-1]):
+                self._evaluate_batch(alike[start : start + self.SIZES[-1]])
 
     def _evaluate_batch(self, jobs: Sequence[Job]) -> None:
-        rows = list(jobs) + [jobs[-1]] * (self.padded(len(jobs)) - len(jobs))
+        k = next(size for size in self.SIZES if size >= len(jobs))
+        rows = list(jobs) + [jobs[-1]] * (k - len(jobs))
         indices = torch.stack([job.indices for job in rows])
         inputs, targets = self._train.inputs[indices], self._train.targets[indices]
         snapshots = torch.stack([job.snapshot for job in rows])
-        k = len(rows)
         parameters = {
             name: snapshots[:, span].view(k, *shape)
             for name, span, shape in zip(
@@ -146,18 +175,15 @@ class VmapEvaluator:
             )
         }
         key = (inputs.shape, inputs.dtype, targets.shape, targets.dtype, snapshots.dtype)
-        program = self._traced.get(key)
+        program = self._programs.get(key)
         if program is None:
             program = make_fx(self._batched)(parameters, inputs, targets)
-            self._traced[key] = program
+            self._programs[key] = program
         gradients, losses = program(parameters, inputs, targets)
         flat = torch.cat([gradients[name].reshape(k, -1) for name in self.layout.names], dim=1)
         for job, vector, loss in zip(jobs, flat.unbind(), losses.tolist(), strict=False):
             job.vector = vector
             job.loss = loss
-
-
-Evaluator = SerialEvaluator | PoolEvaluator | VmapEvaluator
 
 
 def has_randomness(module: nn.Module) -> bool:

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..collectives import ring_all_reduce
 from ..message import codec_of, unpack
 from ..method import Method
-from ..node import Gradient, GradientRequest, Meet, Node, Receive
+from ..node import Gradient, GradientRequest, Group, Meet, Node, Receive
 from ..trace import DELIVERED, FAULT_KINDS, LOST, Trace
 from .clock import SECOND, nanoseconds
 from .journal import Journal
@@ -31,6 +31,8 @@ from .transport import Transport
 
 S = TypeVar("S")
 _ENVELOPE = struct.Struct("<IIq")
+_CONTROL = 0xFFFF_FFFF
+"""In place of a node: for the receiving host itself."""
 OUTBOX_LIMIT = 256 << 20
 """Bytes queued for slow receivers above which a host asks for no further gradient."""
 
@@ -81,6 +83,7 @@ class Host(Executor):
             it refuses is never answered.
         journals: a folder in which each node's journal is kept; none if not given.
         on_failure: told what ended a role, from whichever thread it happened in.
+        on_word: told, under the lock, what another host told this one by `tell`.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class Host(Executor):
         on_failure: Callable[[BaseException], None],
         on_tick: Callable[[], None] | None = None,
         journals: Path | None = None,
+        on_word: Callable[[int, Any], None] = lambda host, message: None,
     ) -> None:
         self.index = index
         self.placement = placement
@@ -104,6 +108,8 @@ class Host(Executor):
         self.changed = threading.Condition(self.lock)
         self.requests: deque[tuple[Task, GradientRequest]] = deque()
         self.parked: list[Task] = []
+        self.heard: dict[int, deque[Any]] = {}
+        """What other hosts have told this one, beside all nodes and journals."""
         self.leaving = False
         self.stopped = False
         self.finished = False
@@ -119,10 +125,12 @@ class Host(Executor):
         self._journal_folder = journals
         self._may_compute = may_compute
         self._on_failure = on_failure
+        self._on_word = on_word
         self._waiting_since: dict[int, int] = {}
         self._began = time.monotonic_ns()
         self._timers: list[tuple[int, int, Task]] = []
         self._running = False
+        self._early: list[tuple[int, int, Any, int]] = []
         self._tick = on_tick
         self.transport = Transport(
             index,
@@ -157,6 +165,9 @@ class Host(Executor):
             for node in list(self.scheduler.nodes.values()):
                 self.scheduler.begin(node)
             self._drain()
+            for source, to, message, sent in self._early:
+                self._receive(source, to, message, sent)
+            self._early.clear()
 
     def stop(self) -> None:
         """Answer no further gradient request; messages are still served."""
@@ -226,6 +237,11 @@ class Host(Executor):
     def elapsed(self) -> int:
         """Nanoseconds since the run began."""
         return time.monotonic_ns() - self._began
+
+    def tell(self, host: int, message: Any) -> None:
+        """Send a message to another host itself."""
+        envelope = _ENVELOPE.pack(self.index, _CONTROL, self.elapsed)
+        self.transport.send(host, envelope, codec_of(type(message)).pack(message))
 
     # Gradients
 
@@ -307,7 +323,7 @@ class Host(Executor):
             self._record_message(node.rank, to, message, size, self.elapsed, LOST)
 
     def all_reduce(
-        self, node: Node, values: Tensor, group: tuple[int, ...], tag: tuple[int, int]
+        self, node: Node, values: Tensor, group: Group, tag: tuple[int, int]
     ) -> Awaitable[Tensor]:
         return ring_all_reduce(node, values, group, tag)
 
@@ -366,15 +382,23 @@ class Host(Executor):
             self.fail(RunError(f"host {host} sent what is no message: {error}"))
             return
         with self.lock:
-            self._count(self.received, (source, to))
-            size = codec_of(type(message)).size(message)
-            arrives = to in self.scheduler.nodes
-            outcome = DELIVERED if arrives else LOST
-            self._record_message(source, to, message, size, sent, outcome)
-            self.scheduler.deliver(to, source, message)
-            self.changed.notify_all()
+            if to == _CONTROL:
+                self.heard.setdefault(host, deque()).append(message)
+                self._on_word(host, message)
+                self.changed.notify_all()
+                return
             if self._running:
-                self._drain()
+                self._receive(source, to, message, sent)
+            else:
+                self._early.append((source, to, message, sent))
+
+    def _receive(self, source: int, to: int, message: Any, sent: int) -> None:
+        self._count(self.received, (source, to))
+        size = codec_of(type(message)).size(message)
+        outcome = DELIVERED if to in self.scheduler.nodes else LOST
+        self._record_message(source, to, message, size, sent, outcome)
+        self.scheduler.deliver(to, source, message)
+        self._drain()
 
     def _on_lost(self, host: int, graceful: bool) -> None:
         kind = FAULT_KINDS.index("leave" if graceful else "crash")
@@ -388,9 +412,14 @@ class Host(Executor):
             for rank in ranks:
                 self.departed.add(rank)
                 self.trace.rows["faults"].append((rank, self.elapsed, kind, 1.0))
-                for own in list(self.scheduler.nodes):
-                    self.scheduler.lose(own, rank)
+                self.retire(rank)
             self.changed.notify_all()
+
+    def retire(self, rank: int) -> None:
+        """A node takes no further part: nobody here awaits it any more."""
+        with self.lock:
+            for own in list(self.scheduler.nodes):
+                self.scheduler.lose(own, rank)
             if self._running:
                 self._drain()
 

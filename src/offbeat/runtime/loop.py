@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shutil
-import struct
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,12 +21,13 @@ from torch.optim import Optimizer
 
 from ..message import message
 from ..method import Method
-from ..node import GradientRequest, Node, Shard
+from ..node import GradientRequest, Node, Runtime, Shard
 from ..parameters import UNUSABLE, Layout
 from ..schedule import Constant
 from .compute import EvaluationBuffer
 from .host import Host, Snapshot
 from .processes import require_same_layout
+from .replay import Replay
 from .scheduler import RunError, Task
 
 TIMEOUT = 300.0
@@ -51,19 +51,19 @@ class Left:
 
 
 @message
+class Finished:
+    """The sender has all it needs of the others."""
+
+    steps: int
+
+
+@message
 class Copy:
     """A node's parameters and the numbers of its states, for `consensus`."""
 
     parameters: Tensor  # (d,)
     numbers: Tensor  # (m,) float64
     rank: int
-
-
-@dataclass
-class Departures:
-    """Who has left the loop."""
-
-    left: dict[int, int] = field(default_factory=dict[int, int])
 
 
 class DistributedOptimizer(Optimizer):
@@ -108,7 +108,7 @@ class DistributedOptimizer(Optimizer):
         self._folder = Path(tempfile.mkdtemp(prefix="offbeat-", dir="/tmp"))
         if record is not None:
             record.mkdir(parents=True, exist_ok=True)
-        self._gradients = None if record is None else GradientLog(record, self.rank)
+        self._log = None if record is None else GradientLog(record, self.rank)
         self._current: tuple[Task, GradientRequest] | None = None
         self._over = False
         self._failure = threading.Event()
@@ -122,6 +122,7 @@ class DistributedOptimizer(Optimizer):
             may_compute=lambda node, request: not self._over,
             on_failure=lambda error: self._failure.set(),
             journals=record,
+            on_word=self._on_word,
         )
         try:
             self._join(store, method, seed)
@@ -161,73 +162,50 @@ class DistributedOptimizer(Optimizer):
                 for rank in range(self.world_size)
             }
             self.host.connect(addresses, self._timeout)
-        self.node = self._make_node(self.rank, method, seed)
-        self.host.add(self.node)
-        for index, rank in enumerate(self.node.servers):
-            if index == self.rank:
-                self.host.add(self._make_node(rank, method, seed))
         self._agree_on_start()
+        team = Team(self._named, self._user, self.buffer, method, self.world_size, seed)
+        if self._log is not None:
+            self._log.begin(self.buffer.flat)
+        self.node = team.node(self.rank, self.host)
+        for rank, place in enumerate(self._places):
+            if place == self.rank:
+                self.host.add(self.node if rank == self.rank else team.node(rank, self.host))
         self.host.begin(time.monotonic_ns())
         self._next()
 
-    def _make_node(self, rank: int, method: Method, seed: int) -> Node:
-        layout, start = self.buffer.layout, self.buffer.flat
-        count, n = method.server_count, self.world_size
-        servers = range(n, n + count)
-        spans = layout.split_spans(count) if count else ()
-        shards = tuple(Shard(i, n + i, span) for i, span in enumerate(spans))
-        if rank in servers:
-            start, layout = start[spans[rank - n]], layout.split(count)[rank - n]
-        return Node(
-            rank=rank,
-            workers=range(n),
-            servers=servers,
-            parameters=start.clone(),
-            layout=layout,
-            runtime=self.host,
-            optimizer_factory=self._optimizer_on,
-            schedule=Constant(),
-            batch_size=1,
-            seed=seed,
-            shards=shards,
-        )
-
-    def _optimizer_on(self, named: Any) -> Optimizer:
-        """The user's optimizer, groups and all, on other tensors of the same names."""
-        names = {id(parameter): name for name, parameter in self._named}
-        others = dict(named)
-        groups: list[dict[str, Any]] = []
-        for group in self._user.param_groups:
-            kept = [names[id(p)] for p in group["params"] if names.get(id(p)) in others]
-            if kept:
-                groups.append({**group, "params": [others[name] for name in kept]})
-        return type(self._user)(groups, **_plain(self._user.defaults))
-
     def _agree_on_start(self) -> None:
         """Everyone begins at rank 0's parameters."""
-        host = self.host
         if self.rank == 0:
-            for rank in range(1, self.world_size):
-                host.send(self.node, rank, Start(self.node.parameters))
-            return
-        start = self._await(Start, source=0, what="rank 0's parameters")
-        for node in host.scheduler.nodes.values():
-            whole = start.parameters
-            if node.is_server:
-                whole = whole[node.shards[node.rank - node.servers.start].span]
-            node.load(whole)
+            self._tell_others(Start(self.buffer.flat))
+        else:
+            start = self._await(Start, 0, "rank 0's parameters")
+            self.buffer.flat.copy_(start.parameters)
 
-    def _await(self, message_type: type, source: int, what: str) -> Any:
-        wanted = self.node.recv(message_type, source=source)
+    def _on_word(self, rank: int, word: Any) -> None:
+        if isinstance(word, Left) and not self._over:
+            self.host.retire(rank)
+
+    def _tell_others(self, word: Any) -> None:
+        for rank in range(self.world_size):
+            if rank != self.rank and rank not in self.host.departed:
+                self.host.tell(rank, word)
+
+    def _await(self, kind: type, source: int, what: str) -> Any:
+        """The next word of that kind from another rank."""
+        host = self.host
         deadline = time.monotonic() + self._timeout
-        with self.host.lock:
+        with host.lock:
             while True:
-                found = self.host.scheduler.poll(self.node, wanted)
-                if found is not None:
-                    return found[1]
-                if source in self.node.departed:
+                heard = host.heard.get(source, ())
+                for word in heard:
+                    if isinstance(word, kind):
+                        host.heard[source].remove(word)
+                        return word
+                if host.failure is not None:
+                    raise RunError(str(host.failure)) from host.failure
+                if source in host.departed:
                     raise RunError(f"rank {source} is gone; rank {self.rank} awaited {what}")
-                if not self.host.changed.wait(max(0.0, deadline - time.monotonic())):
+                if not host.changed.wait(max(0.0, deadline - time.monotonic())):
                     raise RunError(
                         f"rank {self.rank} awaited {what} for {self._timeout:g} s in vain"
                     )
@@ -248,15 +226,13 @@ class DistributedOptimizer(Optimizer):
             raise RunError("step() after the with block has ended, or after an error")
         task, request = self._current
         self._current = None
-        gradients = [
-            torch.zeros_like(p) if p.grad is None else p.grad for _, p in self._named
-        ]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for _, p in self._named]
         vector = self.buffer.layout.flatten(gradients)
         if self._clip_norm is not None:
             norm = torch.linalg.vector_norm(vector)
             vector.mul_((self._clip_norm / (norm + 1e-6)).clamp(max=1.0))
-        if self._gradients is not None:
-            self._gradients.append(vector)
+        if self._log is not None:
+            self._log.append(vector)
         value = float("nan") if loss is None else float(loss)
         self.host.fulfil(task, request, vector, value, self.host.elapsed)
         self._next()
@@ -308,15 +284,10 @@ class DistributedOptimizer(Optimizer):
         with host.lock:
             own = [Snapshot.of(node) for node in host.scheduler.nodes.values()]
         copies = {snapshot.rank: snapshot for snapshot in own}
-        live = [r for r in range(self.world_size) if r not in host.departed]
         for snapshot in own:
-            for rank in live:
-                if rank != self.rank:
-                    packed = Copy(snapshot.parameters, _numbers(snapshot), snapshot.rank)
-                    with host.lock:
-                        host.send(self.node, rank, packed)
-        for rank in live:
-            if rank == self.rank:
+            self._tell_others(Copy(snapshot.parameters, _numbers(snapshot), snapshot.rank))
+        for rank in range(self.world_size):
+            if rank == self.rank or rank in host.departed:
                 continue
             for _ in range(self._places.count(rank)):
                 received = self._await(Copy, rank, f"rank {rank}'s copy for consensus()")
@@ -346,25 +317,19 @@ class DistributedOptimizer(Optimizer):
         """Tell the others, serve them until all have left, and take the common model."""
         host = self.host
         self._over = True
-        with host.lock:
-            host.computing = None
-            for rank in range(self.world_size):
-                if rank != self.rank:
-                    host.send(self.node, rank, Left(self.node.requests))
+        self._tell_others(Left(self.node.requests))
         host.stop()
         others = [rank for rank in range(self.world_size) if rank != self.rank]
         for rank in others:
-            with contextlib.suppress(RunError):
+            if rank not in host.departed:
                 self._await(Left, rank, f"rank {rank} to leave its loop")
-            self._raise_failure()
+                self._raise_failure()
         self.buffer.flat.copy_(self._common_model())
-        # Nobody hangs up before all have what they need.
-        with host.lock:
-            for rank in others:
-                host.send(self.node, rank, Left(-1))
+        self._tell_others(Finished(self.node.requests))
         for rank in others:
+            # Nobody hangs up before all have what they need; who is gone needs nothing.
             with contextlib.suppress(RunError):
-                self._await(Left, rank, f"rank {rank} to finish")
+                self._await(Finished, rank, f"rank {rank} to finish")
         host.finish()
         host.close()
 
@@ -372,24 +337,129 @@ class DistributedOptimizer(Optimizer):
         self._over = True
         self.host.finish()
         self.host.abort()
-        if self._gradients is not None:
-            self._gradients.close()
+        if self._log is not None:
+            self._log.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-class GradientLog:
-    """The gradients that a user's loop handed over, for replay: (d,) after (d,), raw."""
+class Team:
+    """Makes the nodes of a job whose model and optimizer are the user's."""
 
-    HEADER = struct.Struct("<QB7x")
+    def __init__(
+        self,
+        named: Sequence[tuple[str, nn.Parameter]],
+        optimizer: Optimizer,
+        buffer: EvaluationBuffer,
+        method: Method,
+        workers: int,
+        seed: int,
+    ) -> None:
+        self._names = {id(parameter): name for name, parameter in named}
+        self._optimizer = optimizer
+        self._buffer = buffer
+        self._workers = range(workers)
+        self._servers = range(workers, workers + method.server_count)
+        self._seed = seed
+        servers, layout = method.server_count, buffer.layout
+        self._layouts = layout.split(servers) if servers else ()
+        spans = layout.split_spans(servers) if servers else ()
+        self._shards = tuple(Shard(i, workers + i, span) for i, span in enumerate(spans))
+
+    def node(self, rank: int, runtime: Runtime) -> Node:
+        """A node that begins at what the buffer holds."""
+        layout, start = self._buffer.layout, self._buffer.flat
+        if rank in self._servers:
+            index = rank - self._servers.start
+            layout, start = self._layouts[index], start[self._shards[index].span]
+        return Node(
+            rank=rank,
+            workers=self._workers,
+            servers=self._servers,
+            parameters=start.clone(),
+            layout=layout,
+            runtime=runtime,
+            optimizer_factory=self._optimizer_on,
+            schedule=Constant(),
+            batch_size=1,
+            seed=self._seed,
+            shards=self._shards,
+        )
+
+    def _optimizer_on(self, named: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
+        """The user's optimizer, groups and all, on other tensors of the same names."""
+        others = dict(named)
+        groups: list[dict[str, Any]] = []
+        for group in self._optimizer.param_groups:
+            held = [self._names[id(p)] for p in group["params"] if id(p) in self._names]
+            kept = [others[name] for name in held if name in others]
+            if kept:
+                groups.append({**group, "params": kept})
+        return type(self._optimizer)(groups, **self._optimizer.defaults)
+
+
+class GradientLog:
+    """What a rank's loop began with and handed over, raw, for replay: vectors (d,) in order."""
 
     def __init__(self, folder: Path, rank: int) -> None:
-        self._file = (folder / f"node-{rank}.gradients").open("wb")
+        self._folder = folder
+        self._rank = rank
+        self._file = gradients_path(folder, rank).open("wb")
+
+    def begin(self, start: Tensor) -> None:
+        if self._rank == 0:
+            torch.save(start, self._folder / "start.pt")
 
     def append(self, vector: Tensor) -> None:
         self._file.write(vector.detach().cpu().contiguous().numpy().tobytes())
 
     def close(self) -> None:
         self._file.close()
+
+
+def gradients_path(folder: Path, rank: int) -> Path:
+    return folder / f"node-{rank}.gradients"
+
+
+def replay_loop(
+    directory: str | Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    method: Method,
+    workers: int,
+    seed: int = 0,
+) -> Tensor:
+    """Run a job recorded by `distribute(..., record=directory)` again in this process.
+
+    `model` and `optimizer` are made as the job made them, `method`, `workers` and `seed` are the
+    job's. Returns the common model (d,), equal to the job's to the bit.
+
+    Raises:
+        JournalError: a journal is missing, damaged, or of another job.
+    """
+    folder = Path(directory)
+    buffer = EvaluationBuffer(model)
+    named = list(model.named_parameters())
+    start = torch.load(folder / "start.pt", weights_only=True)
+    buffer.flat.copy_(start)
+    team = Team(named, optimizer, buffer, method, workers, seed)
+    logs = {
+        rank: torch.from_file(
+            str(gradients_path(folder, rank)),
+            size=gradients_path(folder, rank).stat().st_size // start.element_size(),
+            dtype=start.dtype,
+        ).view(-1, len(start))
+        for rank in range(workers)
+    }
+
+    def recorded(node: Node, request: GradientRequest) -> tuple[Tensor, float]:
+        return logs[node.rank][request.step], float("nan")
+
+    follower = Replay(method, folder, recorded)
+    for rank in range(workers + method.server_count):
+        follower.add(team.node(rank, follower))
+    follower.follow()
+    return method.model(list(follower.scheduler.nodes.values()))
 
 
 def distribute(
@@ -468,10 +538,6 @@ def _layout(description: str) -> Layout:
         names.append(name)
         shapes.append(tuple(int(extent) for extent in shape if extent))
     return Layout(tuple(names), tuple(shapes))
-
-
-def _plain(defaults: dict[str, Any]) -> dict[str, Any]:
-    return dict(defaults)
 
 
 def _numbers(snapshot: Snapshot) -> Tensor:

@@ -46,22 +46,23 @@ class ModelledNetwork:
         messages one by one, as long as nothing else is on these links.
         """
         n = len(hosts)
-        order = np.arange(n)
-        chunk_ns = np.array([self.duration(size) for size in sizes], np.int64)
+        if n == 1:
+            return entered, 0
+        busy = np.array([self.duration(size) for size in sizes], np.int64)
         outgoing = np.array([self._outgoing_free[host] for host in hosts], np.int64)
         incoming = np.array([self._incoming_free[host] for host in hosts], np.int64)
-        ready = entered.copy()
-        for step in range(2 * (n - 1)):
-            busy = (
-                chunk_ns[(order - step) % n]
-                if step < n - 1
-                else chunk_ns[(order + 1 - (step - (n - 1))) % n]
-            )
-            begin = np.maximum(np.maximum(ready, outgoing), np.roll(incoming, -1))
-            outgoing = begin + busy
-            incoming = np.roll(outgoing, 1)
-            ready = incoming + self.latency
+        # At step s member c + s sends chunk c on, which it has from member c + s - 1; the same
+        # member sent chunk c + 1 just before. `sent[c]` is when chunk c has been sent on.
+        sent = np.maximum(np.maximum(entered, outgoing), np.roll(incoming, -1)) + busy
+        before = np.empty_like(sent)
+        for _ in range(2 * (n - 1) - 1):
+            before[:-1], before[-1] = sent[1:], sent[0]
+            sent += self.latency
+            np.maximum(sent, before, out=sent)
+            sent += busy
+        outgoing = np.roll(sent, 2 * (n - 1) - 1)
+        incoming = np.roll(outgoing, 1)
         for index, host in enumerate(hosts):
             self._outgoing_free[host] = int(outgoing[index])
             self._incoming_free[host] = int(incoming[index])
-        return ready, 2 * sum(sizes) * (n - 1)
+        return incoming + self.latency, 2 * sum(sizes) * (n - 1)

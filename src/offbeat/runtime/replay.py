@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,24 @@ from torch import Tensor
 from ..collectives import ring_all_reduce
 from ..experiment import Experiment
 from ..message import codec_of
-from ..node import Gradient, GradientRequest, Meet, Node, PeerLost, Receive
+from ..method import Method
+from ..node import Gradient, GradientRequest, Group, Meet, Node, PeerLost, Receive
 from ..run import Run
 from ..trace import DELIVERED, Trace
 from .clock import SECOND
-from .compute import Job, SerialEvaluator
+from .compute import SerialEvaluator
 from .journal import Entry, JournalError, read_journal
 from .scheduler import Cause, Executor, Kind, Scheduler, Task
-from .world import Progress, World
+from .world import World
 
-INSIDE_A_STEP = {Kind.MESSAGE_NOW, Kind.LOST_NOW, Kind.CANCELLED_NOW, Kind.POLL, Kind.CLOCK, Kind.PARKED}
+INSIDE_A_STEP = {
+    Kind.MESSAGE_NOW,
+    Kind.LOST_NOW,
+    Kind.CANCELLED_NOW,
+    Kind.POLL,
+    Kind.CLOCK,
+    Kind.PARKED,
+}
 """Kinds that a role meets without being suspended."""
 
 
@@ -87,56 +95,60 @@ class ReplayScheduler(Scheduler):
 
 
 class Replay(Executor):
-    """All nodes of a recorded run, each following its journal as far as the others let it."""
+    """All nodes of a recorded run, each following its journal as far as the others let it.
 
-    def __init__(self, experiment: Experiment, journals: Path, progress: Progress | None) -> None:
-        self.experiment = experiment
-        self.world = World(experiment)
-        self.progress = progress
+    Args:
+        method: the run's.
+        journals: the folder of its journals.
+        gradient: gives the gradient (d,) and loss that answer a request.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        journals: Path,
+        gradient: Callable[[Node, GradientRequest], tuple[Tensor, float]],
+    ) -> None:
         self.trace = Trace()
         self.stash: dict[tuple[int, int], list[Any]] = {}
         self.readers: dict[int, Reader] = {}
-        self.scheduler = ReplayScheduler(self, experiment.method)
+        self.scheduler = ReplayScheduler(self, method)
         self.steps = 0
         self.computed = 0
         self.bytes_sent = 0
+        self._journals = journals
+        self._gradient = gradient
         self._time: dict[int, int] = {}
-        for rank in [*self.world.workers, *self.world.servers]:
-            path = journals / f"node-{rank}.journal"
-            if not path.exists():
-                raise JournalError(f"{path} is missing; only real runs leave journals")
-            self.readers[rank] = Reader(rank, read_journal(path))
-            self.scheduler.add(self.world.node(rank, self, self.world.initial))
-        problem, train = self.world.problem, self.world.data.train
-        self._evaluator = SerialEvaluator(self.world.make_module(), problem.loss, train)
 
-    def run(self) -> Run:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(self.experiment.threads)
-        began = time.perf_counter()
-        try:
-            while any([self._advance(reader) for reader in self.readers.values()]):
-                pass
-            self._require_end()
-        finally:
-            torch.set_num_threads(threads)
-        present = [node for node in self.scheduler.nodes.values() if not self._is_gone(node.rank)]
-        vector = self.experiment.method.model(present)
-        seconds = float(self.trace.gradients["end_ns"].max(initial=0)) / SECOND
-        samples = self.computed * self.experiment.problem.batch_size
-        row = self.world.measure(present, seconds, samples, self.steps, self.bytes_sent)
-        self.scheduler.close()
-        return Run(
-            experiment=self.experiment,
-            mode="replay",
-            metrics=[row],
-            trace=self.trace,
-            vector=vector.clone(),
-            layout=self.world.layout,
-            seconds=seconds,
-            stop="journal",
-            notes=[f"replayed in {time.perf_counter() - began:.2f} s"],
-        )
+    def add(self, node: Node) -> None:
+        """Take a node in, and read its journal."""
+        path = self._journals / f"node-{node.rank}.journal"
+        if not path.exists():
+            raise JournalError(f"{path} is missing; only real runs leave journals")
+        self.readers[node.rank] = Reader(node.rank, read_journal(path))
+        self.scheduler.add(node)
+
+    def follow(self) -> None:
+        """Follow every journal to its end."""
+        while any([self._advance(reader) for reader in self.readers.values()]):
+            pass
+        for reader in self.readers.values():
+            if reader.head is not None and not self._is_gone(reader.rank):
+                raise JournalError(
+                    f"the journal of node {reader.rank} cannot be followed beyond entry "
+                    f"{reader.position} of {len(reader.entries)}: a message from node "
+                    f"{reader.head.cause.source} never comes"
+                )
+
+    @property
+    def survivors(self) -> list[Node]:
+        """The nodes that nobody saw depart."""
+        nodes = self.scheduler.nodes.values()
+        return [node for node in nodes if not self._is_gone(node.rank)]
+
+    def model(self) -> Tensor:
+        """The parameters (d,) that the survivors stand for."""
+        return self.scheduler.method.model(self.survivors)
 
     def _is_gone(self, rank: int) -> bool:
         return any(
@@ -183,11 +195,10 @@ class Replay(Executor):
                 reader.position -= 1
                 reader.take(entry.task, Kind.MESSAGE)
                 return
-            job = self.gradient(rank, request)
+            vector, loss = self._gradient(node, request)
             self.computed += 1
-            self.trace.rows["gradients"].append((rank, entry.time, entry.time, job.loss))
-            value: Any = Gradient(job.vector, request.versions, job.loss)  # pyright: ignore[reportArgumentType]
-            self.scheduler.resume(task, value)
+            self.trace.rows["gradients"].append((rank, entry.time, entry.time, loss))
+            self.scheduler.resume(task, Gradient(vector, request.versions, loss))
         elif cause.kind is Kind.MESSAGE:
             reader.position += 1
             source, message, _ = self.message_of(rank, cause)
@@ -202,12 +213,6 @@ class Replay(Executor):
             self.scheduler.resume(task)
         self.scheduler.drain()
 
-    def gradient(self, rank: int, request: GradientRequest) -> Job:
-        """The gradient that answers a request."""
-        job = self.world.job(rank, request)
-        self._evaluator.evaluate_one(job)
-        return job
-
     def message_of(self, rank: int, cause: Cause) -> tuple[int, Any, int]:
         messages = self.stash[cause.source, rank]
         message, messages[cause.sequence] = messages[cause.sequence], None
@@ -220,15 +225,6 @@ class Replay(Executor):
         receivers = self.scheduler._receivers[task.node.rank]
         if task in receivers:
             receivers.remove(task)
-
-    def _require_end(self) -> None:
-        for reader in self.readers.values():
-            if reader.head is not None and not self._is_gone(reader.rank):
-                raise JournalError(
-                    f"the journal of node {reader.rank} cannot be followed beyond entry "
-                    f"{reader.position} of {len(reader.entries)}: a message from node "
-                    f"{reader.head.cause.source} never comes"
-                )
 
     # What nodes ask
 
@@ -254,7 +250,7 @@ class Replay(Executor):
         self.scheduler.deliver(to, node.rank, codec.copy(message))
 
     def all_reduce(
-        self, node: Node, values: Tensor, group: tuple[int, ...], tag: tuple[int, int]
+        self, node: Node, values: Tensor, group: Group, tag: tuple[int, int]
     ) -> Awaitable[Tensor]:
         return ring_all_reduce(node, values, group, tag)
 
@@ -282,12 +278,44 @@ class Replay(Executor):
             self.readers[task.node.rank].take(task.id, cause.kind)
 
 
-def replay_run(
-    experiment: Experiment, journals: Path, progress: Progress | None = None
-) -> Run:
+def replay_run(experiment: Experiment, journals: Path) -> Run:
     """Run a recorded real run again in this process; its final model has the same bits.
 
     Raises:
         JournalError: a journal is missing, damaged, or of another experiment.
     """
-    return Replay(experiment, journals, progress).run()
+    world = World(experiment)
+    evaluator = SerialEvaluator(world.make_module(), world.problem.loss, world.data.train)
+
+    def computed(node: Node, request: GradientRequest) -> tuple[Tensor, float]:
+        job = world.job(node.rank, request)
+        evaluator.evaluate_one(job)
+        assert job.vector is not None
+        return job.vector, job.loss
+
+    replay = Replay(experiment.method, journals, computed)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(experiment.threads)
+    began = time.perf_counter()
+    try:
+        for rank in [*world.workers, *world.servers]:
+            replay.add(world.node(rank, replay, world.initial))
+        replay.follow()
+    finally:
+        torch.set_num_threads(threads)
+    seconds = float(replay.trace.gradients["end_ns"].max(initial=0)) / SECOND
+    samples = replay.computed * experiment.problem.batch_size
+    vector = replay.model().clone()
+    row = world.measure(replay.survivors, seconds, samples, replay.steps, replay.bytes_sent)
+    replay.scheduler.close()
+    return Run(
+        experiment=experiment,
+        mode="replay",
+        metrics=[row],
+        trace=replay.trace,
+        vector=vector,
+        layout=world.layout,
+        seconds=seconds,
+        stop="journal",
+        notes=[f"replayed in {time.perf_counter() - began:.2f} s"],
+    )

@@ -17,11 +17,18 @@ from ..collectives import Chunk, chunk_bounds, ring_all_reduce, ring_mean
 from ..experiment import Experiment
 from ..message import codec_of
 from ..method import ModelLost
-from ..node import Gradient, GradientRequest, Meet, Node, PeerLost, Receive
+from ..node import Gradient, GradientRequest, Group, Meet, Node, PeerLost, Receive
 from ..run import Metrics, Run
 from ..trace import DELIVERED, FAULT_KINDS, LOST, Trace
 from .clock import SECOND, VirtualClock, nanoseconds
-from .compute import Evaluator, PoolEvaluator, SerialEvaluator, VmapEvaluator, choose_evaluator
+from .compute import (
+    Evaluator,
+    PoolEvaluator,
+    SerialEvaluator,
+    VmapEvaluator,
+    choose_evaluator,
+    programs_of,
+)
 from .network import ModelledNetwork
 from .scheduler import Executor, RunError, Scheduler, Task
 from .world import Progress, World, require_finite
@@ -99,7 +106,7 @@ class Simulation(Executor):
         self._granted = 0
         self._allowed = experiment.gradients
         self._links: dict[tuple[int, int], Link] = {}
-        self._meetings: dict[tuple[tuple[int, ...], tuple[int, int]], Meeting] = {}
+        self._meetings: dict[tuple[Group, tuple[int, int]], Meeting] = {}
         self._uncomputed: list[Pending] = []
         self._waiting_since: dict[int, int] = {}
         self._leaving: set[int] = set()
@@ -144,7 +151,8 @@ class Simulation(Executor):
         world = self.world
         loss, train = world.problem.loss, world.data.train
         if self.evaluator == "vmap":
-            return VmapEvaluator(world.make_module(), loss, train)
+            programs = programs_of(world.problem, self.experiment.seed)
+            return VmapEvaluator(world.make_module(), loss, train, programs)
         if self.evaluator == "pool":
             return PoolEvaluator(world.make_module, loss, train, os.cpu_count() or 1)
         return SerialEvaluator(world.make_module(), loss, train)
@@ -169,6 +177,7 @@ class Simulation(Executor):
             self.scheduler.close()
             raise
         finally:
+            self._evaluator.close()
             torch.set_num_threads(threads)
         return self._result(error)
 
@@ -236,8 +245,7 @@ class Simulation(Executor):
         vector = self.world.initial
         with suppress(ModelLost):
             vector = self.method.model(nodes)
-        if not self.metrics or self.metrics[-1].samples < self.computed * self._batch:
-            self._evaluate()
+        self._evaluate(self._last_change)
         self.scheduler.close()
         run = Run(
             experiment=self.experiment,
@@ -259,11 +267,24 @@ class Simulation(Executor):
     def _batch(self) -> int:
         return self.world.problem.batch_size
 
-    def _evaluate(self) -> None:
-        seconds, samples = self.clock.now / SECOND, self.computed * self._batch
+    @property
+    def _last_change(self) -> int:
+        """When a gradient was computed or applied last, or a message arrived."""
+        steps, messages = self.trace.rows["steps"], self.trace.rows["messages"]
+        return max(
+            self.last_gradient,
+            int(steps[-1][1]) if steps else 0,
+            int(messages[-1][6]) if messages else 0,
+        )
+
+    def _evaluate(self, now: int | None = None) -> None:
+        seconds = (self.clock.now if now is None else now) / SECOND
+        samples = self.computed * self._batch
         try:
             row = self.world.measure(self.nodes, seconds, samples, self.steps, self.bytes_sent)
         except ModelLost:
+            return
+        if self.metrics and _judged(self.metrics[-1]) == _judged(row):
             return
         self.metrics.append(row)
         self._next_evaluation = samples + self._interval
@@ -305,19 +326,21 @@ class Simulation(Executor):
         if not 0 <= to < len(self.hosts):
             raise ValueError(f"there is no node {to}; nodes are 0 to {len(self.hosts) - 1}")
         codec = codec_of(type(message))
+        message = codec.copy(message)
         size, now, source = codec.size(message), self.clock.now, node.rank
-        begin, arrival = self.network.transfer(self.hosts[source], self.hosts[to], size, now)
-        if source != to:
+        here, there = self.hosts[source], self.hosts[to]
+        begin, arrival = self.network.transfer(here, there, size, now)
+        if here != there:
             self.bytes_sent += size
         link = self._links.get((source, to))
         if link is None:
             link = self._links[source, to] = Link()
-        link.queue.append((source, to, codec.copy(message), size, now, begin))
+        link.queue.append((source, to, message, size, now, begin))
         link.last = arrival
         self.clock.at(arrival, self._arrive, link)
 
     def all_reduce(
-        self, node: Node, values: Tensor, group: tuple[int, ...], tag: tuple[int, int]
+        self, node: Node, values: Tensor, group: Group, tag: tuple[int, int]
     ) -> Awaitable[Tensor]:
         if self._priced:
             return Meet(values.detach().clone(), group, tag)
@@ -359,7 +382,7 @@ class Simulation(Executor):
 
     def meet(self, task: Task, meet: Meet) -> None:
         rank = task.node.rank
-        gone = [member for member in meet.group if member in self.departed]
+        gone = [rank for rank in self.departed if rank in meet.group]
         if gone:
             self.scheduler.resume(task, error=PeerLost(gone[0]))
             return
@@ -379,7 +402,7 @@ class Simulation(Executor):
         if since is not None and since < self.clock.now:
             self.trace.rows["waits"].append((rank, since, self.clock.now))
 
-    def _reduce(self, group: tuple[int, ...], members: list[tuple[Task, Tensor, int]]) -> None:
+    def _reduce(self, group: Group, members: list[tuple[Task, Tensor, int]]) -> None:
         values = [value for _, value, _ in members]
         shapes = {tuple(value.shape) for value in values}
         if len(shapes) > 1:
@@ -403,7 +426,16 @@ class Simulation(Executor):
             following = group[(index + 1) % len(group)]
             if len(group) > 1:
                 self.trace.rows["messages"].append(
-                    (rank, following, kind, sent // len(group), when, self.clock.now, done, DELIVERED)
+                    (
+                        rank,
+                        following,
+                        kind,
+                        sent // len(group),
+                        when,
+                        self.clock.now,
+                        done,
+                        DELIVERED,
+                    )
                 )
             self.clock.at(done, self._meeting_ended, (task, mean.clone()))
 
@@ -535,6 +567,10 @@ class Simulation(Executor):
             other.departed.discard(rank)
         self.departed.discard(rank)
         self.scheduler.begin(node)
+
+
+def _judged(row: Metrics) -> tuple[float, ...]:
+    return row.samples, row.steps, row.bytes, row.loss, row.consensus
 
 
 def _ignore(node: Node) -> None:

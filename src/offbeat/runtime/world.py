@@ -183,7 +183,8 @@ def consensus_distance(parameters: Sequence[Tensor]) -> float:
     if not parameters:
         return float("nan")
     stacked = torch.stack(list(parameters))
-    return (stacked - stacked.mean(dim=0)).square().sum(dim=1).mean().sqrt().item()
+    stacked -= stacked.mean(dim=0)
+    return stacked.square_().sum(dim=1).mean().sqrt().item()
 
 
 Progress = Callable[[Metrics], None]
