@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
 from .message import message
-from .node import Node
+from .node import Group, Node
 
 
 @message
@@ -30,7 +32,7 @@ def chunk_bounds(size: int, parts: int) -> list[int]:
 
 
 async def ring_all_reduce(
-    node: Node, x: Tensor, group: tuple[int, ...], tag: tuple[int, int] = (0, 0)
+    node: Node, x: Tensor, group: Group, tag: tuple[int, int] = (0, 0)
 ) -> Tensor:
     """The mean of `x` (any shape) over a group: n-1 steps of reduce-scatter, n-1 of all-gather.
 
@@ -46,7 +48,7 @@ async def ring_all_reduce(
     here = group.index(node.rank)
     following, preceding = group[(here + 1) % n], group[here - 1]
     bounds = chunk_bounds(result.numel(), n)
-    chunks = [result[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    chunks = [result[start:end] for start, end in pairwise(bounds)]
     for step in range(n - 1):
         node.send(following, Chunk(chunks[(here - step) % n], *tag))
         _, received = await node.recv(Chunk, source=preceding, tag=tag)
@@ -63,12 +65,19 @@ async def ring_all_reduce(
 def ring_mean(values: list[Tensor]) -> Tensor:
     """What `ring_all_reduce` gives every member, bit for bit, from the members' values in order."""
     n = len(values)
-    flat = [value.detach().reshape(-1) for value in values]
-    result = torch.empty_like(flat[0])
-    bounds = chunk_bounds(result.numel(), n)
-    for index, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
-        total = flat[index][start:end].clone()
-        for step in range(1, n):
-            total += flat[(index + step) % n][start:end]
-        result[start:end] = total.div_(n) if n > 1 else total
+    d = values[0].numel()
+    # Each member twice, so that no chunk's way round the ring has to wrap.
+    ring = torch.stack([value.detach().reshape(-1) for value in (*values, *values)])  # (2n, d)
+    result = torch.empty_like(ring[0])
+    width, longer = divmod(d, n)
+    first, start = 0, 0
+    for chunks, size in ((longer, width + 1), (n - longer, width)):
+        stop = start + chunks * size
+        # The term at [step, chunk] is that of the member `step` places after the chunk's own.
+        terms = ring.as_strided((n, chunks, size), (d, d + size, 1), first * d + start)
+        total = terms[0].clone()
+        for term in terms[1:]:
+            total += term
+        result[start:stop] = (total.div_(n) if n > 1 else total).view(-1)
+        first, start = chunks, stop
     return result.view(values[0].shape)

@@ -17,9 +17,13 @@ from .method import Method
 from .parameters import UNUSABLE
 from .problems import Problem
 from .schedule import Constant, Schedule
+from .userfile import reference
 
 OptimizerClass = Callable[[Iterable[Any]], Optimizer]
 """A `torch.optim` class with its settings bound: `functools.partial(torch.optim.SGD, lr=0.1)`."""
+
+DEFAULT_SAMPLES = 30_000
+"""Budget where none is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +142,7 @@ class Experiment:
         return max(self.problem.batch_size, samples // 30)
 
 
-def optimizer_class(optimizer: OptimizerClass) -> Any:
+def optimizer_class(optimizer: OptimizerClass | type[Optimizer]) -> Any:
     """The class that an optimizer with bound settings makes."""
     while isinstance(optimizer, functools.partial):
         optimizer = optimizer.func
@@ -154,11 +158,11 @@ def to_config(value: Any) -> Any:
     ):
         settings: Mapping[str, Any] = getattr(value, "keywords", {})
         made = optimizer_class(value)
-        return {"class_path": _path(made), "init_args": to_config(dict(settings))}
+        return {"class_path": reference(made), "init_args": to_config(dict(settings))}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         if type(value).__bases__ == (object,):
             return _fields(value)
-        return {"class_path": _path(type(value)), "init_args": _fields(value)}
+        return {"class_path": reference(type(value)), "init_args": _fields(value)}
     if isinstance(value, Mapping):
         return {key: to_config(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -172,7 +176,3 @@ def to_config(value: Any) -> Any:
 
 def _fields(value: Any) -> dict[str, Any]:
     return {f.name: to_config(getattr(value, f.name)) for f in dataclasses.fields(value)}
-
-
-def _path(cls: Any) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"

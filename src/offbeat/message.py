@@ -39,6 +39,12 @@ DTYPES: tuple[torch.dtype, ...] = (
 )
 _DTYPE_CODES: Mapping[torch.dtype, int] = {dtype: code for code, dtype in enumerate(DTYPES)}
 _NUMBERS: Mapping[type, str] = {int: "q", float: "d", bool: "?"}
+_ACCEPTED: Mapping[type, tuple[type, ...]] = {
+    Tensor: (Tensor,),
+    int: (int,),
+    float: (float, int),
+    bool: (bool,),
+}
 _TENSOR_FORMAT = f"BB{MAX_DIMENSIONS}q"
 _KIND = struct.Struct("<I")
 
@@ -64,6 +70,7 @@ class Codec:
             + _TENSOR_FORMAT * len(self.tensors)
         )
         self._data_start = _aligned(_KIND.size + self.header.size)
+        self._accepted = tuple((name, _ACCEPTED[hint]) for name, hint in hints.items())
 
     def size(self, message: object) -> int:
         """Bytes of the message on the wire, padding left out."""
@@ -71,17 +78,27 @@ class Codec:
         return _KIND.size + self.header.size + sum(values[name].nbytes for name in self.tensors)
 
     def copy(self, message: T) -> T:
-        """The message by value: what the sender does to its tensors later does not show."""
+        """The message by value: what the sender does to its tensors later does not show.
+
+        Raises:
+            MessageError: a value of another type than declared.
+        """
         duplicate = object.__new__(self.cls)
         values = dict(message.__dict__)
+        self._require_declared(values)
         for name in self.tensors:
             values[name] = values[name].clone()
         duplicate.__dict__.update(values)
         return duplicate  # pyright: ignore[reportReturnType]
 
     def pack(self, message: object) -> bytearray:
-        """The message as bytes, its kind first."""
+        """The message as bytes, its kind first.
+
+        Raises:
+            MessageError: a value of another type than declared, or that has no wire form.
+        """
         values = message.__dict__
+        self._require_declared(values)
         tensors = [values[name].detach().contiguous().cpu() for name in self.tensors]
         described: list[int] = []
         position = self._data_start
@@ -96,8 +113,12 @@ class Codec:
             position = _aligned(position + tensor.nbytes)
         packed = bytearray(position)
         _KIND.pack_into(packed, 0, self.kind)
-        numbers = (values[name] for name in self.numbers)
-        self.header.pack_into(packed, _KIND.size, *numbers, *described)
+        numbers = [values[name] for name in self.numbers]
+        try:
+            self.header.pack_into(packed, _KIND.size, *numbers, *described)
+        except struct.error as error:
+            held = ", ".join(f"{n} = {v}" for n, v in zip(self.numbers, numbers, strict=True))
+            raise MessageError(f"{self.name}: {error} ({held})") from None
         position = self._data_start
         for tensor in tensors:
             if tensor.nbytes:
@@ -137,11 +158,24 @@ class Codec:
                 flat = torch.frombuffer(packed, dtype=dtype, count=count, offset=position)
             else:
                 flat = torch.empty(0, dtype=dtype)
-            contents[name] = flat.view(shape)
+            try:
+                contents[name] = flat.view(shape)
+            except RuntimeError:  # An empty tensor with extents beyond all bounds.
+                raise MessageError(f"{self.name}.{name}: not a tensor: shape {shape}") from None
             position = _aligned(position + nbytes)
+        if position != len(packed):
+            raise MessageError(f"{self.name}: {len(packed)} bytes where {position} are needed")
         message = object.__new__(self.cls)
         message.__dict__.update(contents)
         return message
+
+    def _require_declared(self, values: Mapping[str, Any]) -> None:
+        for name, accepted in self._accepted:
+            if not isinstance(values[name], accepted):
+                raise MessageError(
+                    f"{self.name}.{name} is declared {accepted[0].__name__} and holds "
+                    f"{type(values[name]).__name__}"
+                )
 
 
 _BY_TYPE: dict[type, Codec] = {}

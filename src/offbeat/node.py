@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 M = TypeVar("M")
 S = TypeVar("S")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 Group = range | tuple[int, ...]
 """Members of a collective, in the order of its ring; of all workers a range, which hashes fast."""
@@ -114,10 +115,10 @@ class Shard:
     span: slice
 
 
-class Started(Protocol[R]):
+class Started(Protocol[R_co]):
     """A coroutine that runs beside the role that started it; await it for its result."""
 
-    def __await__(self) -> Generator[Any, Any, R]: ...
+    def __await__(self) -> Generator[Any, Any, R_co]: ...
 
 
 class Runtime(Protocol):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import cached_property, partial
+from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,16 +28,16 @@ class Layout:
         named = list(module.named_parameters())
         return cls(tuple(n for n, _ in named), tuple(tuple(p.shape) for _, p in named))
 
-    @property
+    @cached_property
     def sizes(self) -> tuple[int, ...]:
         return tuple(torch.Size(shape).numel() for shape in self.shapes)
 
-    @property
+    @cached_property
     def size(self) -> int:
         """d."""
         return sum(self.sizes)
 
-    @property
+    @cached_property
     def spans(self) -> tuple[slice, ...]:
         """The slice of each parameter."""
         ends = list(accumulate(self.sizes))
@@ -70,7 +72,7 @@ class Layout:
         cuts.append(len(self.names))
         return tuple(
             Layout(self.names[start:stop], self.shapes[start:stop])
-            for start, stop in zip(cuts, cuts[1:], strict=False)
+            for start, stop in pairwise(cuts)
         )
 
     def split_spans(self, parts: int) -> tuple[slice, ...]:
@@ -102,6 +104,7 @@ class ParameterOptimizer:
         refusal = UNUSABLE.get(type(self.inner).__name__)
         if refusal is not None:
             raise ValueError(f"optimizer {type(self.inner).__name__} cannot be used: {refusal}")
+        self._step = _unobserved_step(self.inner)
         self._base_rates = [group["lr"] for group in self.inner.param_groups]
         self._scale = 1.0
 
@@ -109,13 +112,21 @@ class ParameterOptimizer:
         """One step along `gradient` (d,), every learning rate multiplied by `scale`."""
         self._gradient.copy_(gradient)
         self.scale(scale)
-        self.inner.step()
+        self._step()
 
     def scale(self, scale: float) -> None:
         if scale != self._scale:
             self._scale = scale
             for group, rate in zip(self.inner.param_groups, self._base_rates, strict=True):
                 group["lr"] = rate * scale
+
+    def retune(self, settings: Sequence[Mapping[str, Any]]) -> None:
+        """Take over new hyper-parameters, one mapping per parameter group of the original."""
+        for position, group in enumerate(self.inner.param_groups):
+            # A server's optimizer may hold only some of the groups.
+            group.update(settings[group.get("original", position)])
+            self._base_rates[position] = group["lr"]
+            group["lr"] *= self._scale
 
     @property
     def lr(self) -> float:
@@ -125,3 +136,20 @@ class ParameterOptimizer:
     def reset(self) -> None:
         """Forget momentum and every other buffer."""
         self.inner.state.clear()
+
+
+def _unobserved_step(optimizer: Optimizer) -> Callable[[], object]:
+    """`optimizer.step` without what torch does around it at every call, and the same arithmetic.
+
+    On a small model the profiler's record, the step hooks and the choice of an implementation
+    cost twice as much as the step itself.
+    """
+    for group in optimizer.param_groups:
+        on_cpu = all(p.device.type == "cpu" for p in group["params"])
+        if on_cpu and group.get("foreach", True) is None and group.get("fused") is None:
+            group["foreach"] = False  # What torch chooses on a CPU.
+    hooks = [*optimizer._optimizer_step_pre_hooks, *optimizer._optimizer_step_post_hooks]
+    step = type(optimizer).step
+    if getattr(step, "hooked", False) and not hooks:
+        return partial(step.__wrapped__, optimizer)  # pyright: ignore[reportFunctionMemberAccess]
+    return partial(step, optimizer)

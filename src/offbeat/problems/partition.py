@@ -114,7 +114,8 @@ class Batches:
         self._bits.state = self._start_state
         order = self._generator.permutation(self._shard)
         # Cut all at once: half the cost of slicing at every step.
-        self._minibatches = torch.from_numpy(order).split(self._batch_size)
+        whole = torch.from_numpy(order[: self._per_epoch * self._batch_size])
+        self._minibatches = whole.view(self._per_epoch, self._batch_size).unbind()
         self._epoch = epoch
 
 

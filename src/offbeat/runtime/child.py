@@ -10,14 +10,13 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
 # Optimizers import it when first used, for seconds; the server of forks does it once for all.
-import torch._dynamo
+import torch._dynamo  # pyright: ignore[reportUnusedImport]
 
 from ..experiment import Experiment
 from ..node import GradientRequest, Node
@@ -47,7 +46,7 @@ class Child:
     and "abort" from the launcher.
     """
 
-    def __init__(self, assignment: Assignment, pipe: Connection) -> None:
+    def __init__(self, assignment: Assignment, pipe: Any) -> None:
         self.pipe = pipe
         self.experiment = assignment.experiment
         self.world = World(self.experiment)
@@ -171,7 +170,7 @@ class Child:
             os._exit(1)
 
 
-def main(assignment: Assignment, pipe: Connection) -> None:
+def main(assignment: Assignment, pipe: Any) -> None:
     # The launcher decides what an interrupt means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(assignment.experiment.threads)

@@ -55,7 +55,7 @@ class Evaluator(ABC):
     @abstractmethod
     def evaluate(self, jobs: Sequence[Job]) -> None: ...
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:
         """No more gradients are needed."""
 
 

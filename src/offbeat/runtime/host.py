@@ -243,6 +243,13 @@ class Host(Executor):
         envelope = _ENVELOPE.pack(self.index, _CONTROL, self.elapsed)
         self.transport.send(host, envelope, codec_of(type(message)).pack(message))
 
+    def retune(self, settings: Sequence[Mapping[str, Any]], change: int) -> None:
+        """New hyper-parameters for the inner optimizers here; the journal keeps their number."""
+        with self.lock:
+            for node in self.scheduler.nodes.values():
+                self._note(node.rank, 0, Cause(Kind.RETUNED, -1, change))
+                node.optimizer.retune(settings)
+
     # Gradients
 
     def next_request(self, timeout: float | None = None) -> tuple[Task, GradientRequest] | None:

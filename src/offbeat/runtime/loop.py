@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import secrets
 import shutil
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
@@ -16,19 +16,20 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import Store, rendezvous
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 from torch.optim import Optimizer
 
 from ..message import message
 from ..method import Method
-from ..node import GradientRequest, Node, Runtime, Shard
+from ..node import GradientRequest, Node
 from ..parameters import UNUSABLE, Layout
-from ..schedule import Constant
 from .compute import EvaluationBuffer
+from .gradient_log import GradientLog
 from .host import Host, Snapshot
 from .processes import require_same_layout
-from .replay import Replay
 from .scheduler import RunError, Task
+from .team import Team
 
 TIMEOUT = 300.0
 """Seconds to wait for the others before giving up."""
@@ -111,7 +112,8 @@ class DistributedOptimizer(Optimizer):
         self._log = None if record is None else GradientLog(record, self.rank)
         self._current: tuple[Task, GradientRequest] | None = None
         self._over = False
-        self._failure = threading.Event()
+        self._settings = _settings(optimizer)
+        self._changes = 0
         secret = _share(store, "secret", secrets.token_bytes(32) if self.rank == 0 else None)
         self.host = Host(
             method,
@@ -120,7 +122,7 @@ class DistributedOptimizer(Optimizer):
             listen=f"unix:{self._folder / 'socket'}",
             secret=secret,
             may_compute=lambda node, request: not self._over,
-            on_failure=lambda error: self._failure.set(),
+            on_failure=lambda error: None,
             journals=record,
             on_word=self._on_word,
         )
@@ -131,8 +133,8 @@ class DistributedOptimizer(Optimizer):
             raise
         # The base class's constructor would wrap the groups anew; they stay the user's own.
         self.defaults = optimizer.defaults
-        self.state = self.node.optimizer.inner.state
-        self.param_groups = self.node.optimizer.inner.param_groups
+        self.state = optimizer.state
+        self.param_groups = optimizer.param_groups
         self._optimizer_step_pre_hooks: dict[int, Any] = {}
         self._optimizer_step_post_hooks: dict[int, Any] = {}
 
@@ -156,10 +158,9 @@ class DistributedOptimizer(Optimizer):
         first = _share(store, "layout", description.encode() if self.rank == 0 else None)
         require_same_layout(_layout(first.decode()), layout, "rank 0", f"rank {self.rank}")
         if store is not None:
-            store.set(f"offbeat/address/{self.rank}", self.host.transport.address)
+            store.set(f"address/{self.rank}", self.host.transport.address)
             addresses = {
-                rank: store.get(f"offbeat/address/{rank}").decode()
-                for rank in range(self.world_size)
+                rank: store.get(f"address/{rank}").decode() for rank in range(self.world_size)
             }
             self.host.connect(addresses, self._timeout)
         self._agree_on_start()
@@ -224,6 +225,7 @@ class DistributedOptimizer(Optimizer):
                 loss = closure()
         if self._over or self._current is None:
             raise RunError("step() after the with block has ended, or after an error")
+        self._retune_if_changed()
         task, request = self._current
         self._current = None
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for _, p in self._named]
@@ -237,6 +239,16 @@ class DistributedOptimizer(Optimizer):
         self.host.fulfil(task, request, vector, value, self.host.elapsed)
         self._next()
         return loss
+
+    def _retune_if_changed(self) -> None:
+        """What a scheduler did to the user's groups holds for every optimizer of this rank."""
+        settings = _settings(self._user)
+        if settings != self._settings:
+            self._settings = settings
+            self._changes += 1
+            if self._log is not None:
+                self._log.retuned(settings)
+            self.host.retune(settings, self._changes - 1)
 
     def _next(self) -> None:
         """Wait for the worker's next request and load its snapshot into the module."""
@@ -267,7 +279,7 @@ class DistributedOptimizer(Optimizer):
     # The common model
 
     @contextlib.contextmanager
-    def consensus(self) -> Iterator[nn.Module]:
+    def consensus(self) -> Generator[nn.Module]:
         """The module with the model that all ranks stand for; its own parameters come back after.
 
         A collective: every rank calls it after the same number of steps.
@@ -342,126 +354,6 @@ class DistributedOptimizer(Optimizer):
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-class Team:
-    """Makes the nodes of a job whose model and optimizer are the user's."""
-
-    def __init__(
-        self,
-        named: Sequence[tuple[str, nn.Parameter]],
-        optimizer: Optimizer,
-        buffer: EvaluationBuffer,
-        method: Method,
-        workers: int,
-        seed: int,
-    ) -> None:
-        self._names = {id(parameter): name for name, parameter in named}
-        self._optimizer = optimizer
-        self._buffer = buffer
-        self._workers = range(workers)
-        self._servers = range(workers, workers + method.server_count)
-        self._seed = seed
-        servers, layout = method.server_count, buffer.layout
-        self._layouts = layout.split(servers) if servers else ()
-        spans = layout.split_spans(servers) if servers else ()
-        self._shards = tuple(Shard(i, workers + i, span) for i, span in enumerate(spans))
-
-    def node(self, rank: int, runtime: Runtime) -> Node:
-        """A node that begins at what the buffer holds."""
-        layout, start = self._buffer.layout, self._buffer.flat
-        if rank in self._servers:
-            index = rank - self._servers.start
-            layout, start = self._layouts[index], start[self._shards[index].span]
-        return Node(
-            rank=rank,
-            workers=self._workers,
-            servers=self._servers,
-            parameters=start.clone(),
-            layout=layout,
-            runtime=runtime,
-            optimizer_factory=self._optimizer_on,
-            schedule=Constant(),
-            batch_size=1,
-            seed=self._seed,
-            shards=self._shards,
-        )
-
-    def _optimizer_on(self, named: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
-        """The user's optimizer, groups and all, on other tensors of the same names."""
-        others = dict(named)
-        groups: list[dict[str, Any]] = []
-        for group in self._optimizer.param_groups:
-            held = [self._names[id(p)] for p in group["params"] if id(p) in self._names]
-            kept = [others[name] for name in held if name in others]
-            if kept:
-                groups.append({**group, "params": kept})
-        return type(self._optimizer)(groups, **self._optimizer.defaults)
-
-
-class GradientLog:
-    """What a rank's loop began with and handed over, raw, for replay: vectors (d,) in order."""
-
-    def __init__(self, folder: Path, rank: int) -> None:
-        self._folder = folder
-        self._rank = rank
-        self._file = gradients_path(folder, rank).open("wb")
-
-    def begin(self, start: Tensor) -> None:
-        if self._rank == 0:
-            torch.save(start, self._folder / "start.pt")
-
-    def append(self, vector: Tensor) -> None:
-        self._file.write(vector.detach().cpu().contiguous().numpy().tobytes())
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def gradients_path(folder: Path, rank: int) -> Path:
-    return folder / f"node-{rank}.gradients"
-
-
-def replay_loop(
-    directory: str | Path,
-    model: nn.Module,
-    optimizer: Optimizer,
-    *,
-    method: Method,
-    workers: int,
-    seed: int = 0,
-) -> Tensor:
-    """Run a job recorded by `distribute(..., record=directory)` again in this process.
-
-    `model` and `optimizer` are made as the job made them, `method`, `workers` and `seed` are the
-    job's. Returns the common model (d,), equal to the job's to the bit.
-
-    Raises:
-        JournalError: a journal is missing, damaged, or of another job.
-    """
-    folder = Path(directory)
-    buffer = EvaluationBuffer(model)
-    named = list(model.named_parameters())
-    start = torch.load(folder / "start.pt", weights_only=True)
-    buffer.flat.copy_(start)
-    team = Team(named, optimizer, buffer, method, workers, seed)
-    logs = {
-        rank: torch.from_file(
-            str(gradients_path(folder, rank)),
-            size=gradients_path(folder, rank).stat().st_size // start.element_size(),
-            dtype=start.dtype,
-        ).view(-1, len(start))
-        for rank in range(workers)
-    }
-
-    def recorded(node: Node, request: GradientRequest) -> tuple[Tensor, float]:
-        return logs[node.rank][request.step], float("nan")
-
-    follower = Replay(method, folder, recorded)
-    for rank in range(workers + method.server_count):
-        follower.add(team.node(rank, follower))
-    follower.follow()
-    return method.model(list(follower.scheduler.nodes.values()))
-
-
 def distribute(
     model: nn.Module,
     optimizer: Optimizer,
@@ -510,14 +402,34 @@ def distribute(
     )
 
 
+_STORES: list[tuple[Store, int, int]] = []
+"""The job's rendezvous, once met: there is one for each process, as torchrun's is."""
+_USES = itertools.count()
+
+
+def _settings(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The plain hyper-parameters of each parameter group."""
+    return [
+        {
+            key: value
+            for key, value in group.items()
+            if isinstance(value, bool | int | float | tuple) or value is None
+        }
+        for group in optimizer.param_groups
+    ]
+
+
 def _rendezvous(timeout: float) -> tuple[Store | None, int, int]:
     import os
     from datetime import timedelta
 
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None, 0, 1
-    store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
-    return store, rank, size
+    if not _STORES:
+        _STORES.append(next(rendezvous("env://", timeout=timedelta(seconds=timeout))))
+    store, rank, size = _STORES[0]
+    # Every use of `distribute` in a job has keys of its own.
+    return PrefixStore(f"offbeat/{next(_USES)}", store), rank, size
 
 
 def _share(store: Store | None, key: str, value: bytes | None) -> bytes:
@@ -526,8 +438,8 @@ def _share(store: Store | None, key: str, value: bytes | None) -> bytes:
         assert value is not None
         return value
     if value is not None:
-        store.set(f"offbeat/{key}", value)
-    return store.get(f"offbeat/{key}")
+        store.set(key, value)  # pyright: ignore[reportArgumentType]
+    return store.get(key)
 
 
 def _layout(description: str) -> Layout:

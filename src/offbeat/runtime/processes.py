@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Member:
     """One child, as the launcher knows it."""
 
     process: Any
-    pipe: Connection
+    pipe: Any
     ranks: list[int]
     heard: float = field(default_factory=time.monotonic)
     address: str | None = None
@@ -172,10 +172,8 @@ class Launcher:
             live = self._live()
             if not live:
                 raise RunError("no process is left: " + "; ".join(self.notes))
-            failures = [member for member in self.members if member.failed is not None]
-            if failures:
-                self._listen(0.3)
-                raise RunError(self._cause_of([m for m in self.members if m.failed is not None]))
+            if any(member.failed is not None for member in self.members):
+                raise RunError(self._first_failure())
             self._require_heartbeats(live)
             if self._quiet(live) and self._asked_at is None:
                 if not self._may_end(live):
@@ -184,10 +182,13 @@ class Launcher:
                     self.stop_reason = "samples"
                 return
 
-    def _cause_of(self, failures: Sequence[Member]) -> str:
-        """One line for what went wrong first; deaths explain failures."""
-        text = str(failures[0].failed)
-        return text if not self.notes else f"{text} ({'; '.join(self.notes)})"
+    def _first_failure(self) -> str:
+        """One line for what went wrong first; deaths, which may be heard of later, explain it."""
+        first = next(member for member in self.members if member.failed is not None)
+        patience = time.monotonic() + 0.5
+        while not self.notes and time.monotonic() < patience:
+            self._listen(0.05)
+        return "; ".join([str(first.failed), *self.notes])
 
     def _quiet(self, live: Sequence[Member]) -> bool:
         """Nobody computes, and every message sent has been received."""
@@ -332,7 +333,7 @@ class Launcher:
             time.sleep(timeout)
             return
         for ready in wait(list(pipes), timeout):
-            member = pipes[ready]  # pyright: ignore[reportArgumentType]
+            member = pipes[ready]
             try:
                 while member.pipe.poll():
                     self._hear(member, *member.pipe.recv())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Reader:
             first = position == self.position and self.begun
             if not first and cause.kind not in INSIDE_A_STEP:
                 break
-            if cause.sequence >= 0:
+            if cause.source >= 0 and cause.sequence >= 0:
                 causes.append(cause)
         return causes
 
@@ -101,6 +101,7 @@ class Replay(Executor):
         method: the run's.
         journals: the folder of its journals.
         gradient: gives the gradient (d,) and loss that answer a request.
+        settings: the optimizers' hyper-parameters at each of their changes.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Replay(Executor):
         method: Method,
         journals: Path,
         gradient: Callable[[Node, GradientRequest], tuple[Tensor, float]],
+        settings: Callable[[Node, int], Sequence[Mapping[str, Any]]] | None = None,
     ) -> None:
         self.trace = Trace()
         self.stash: dict[tuple[int, int], list[Any]] = {}
@@ -118,6 +120,7 @@ class Replay(Executor):
         self.bytes_sent = 0
         self._journals = journals
         self._gradient = gradient
+        self._settings = settings
         self._time: dict[int, int] = {}
 
     def add(self, node: Node) -> None:
@@ -130,8 +133,11 @@ class Replay(Executor):
 
     def follow(self) -> None:
         """Follow every journal to its end."""
-        while any([self._advance(reader) for reader in self.readers.values()]):
-            pass
+        moved = True
+        while moved:
+            moved = False
+            for reader in self.readers.values():
+                moved |= self._advance(reader)
         for reader in self.readers.values():
             if reader.head is not None and not self._is_gone(reader.rank):
                 raise JournalError(
@@ -184,6 +190,10 @@ class Replay(Executor):
             reader.position += 1
             node.departed.add(cause.source)
             return
+        if cause.kind is Kind.RETUNED and self._settings is not None:
+            reader.position += 1
+            node.optimizer.retune(self._settings(node, cause.sequence))
+            return
         task = next((t for t in self.scheduler.tasks[rank] if t.id == entry.task), None)
         if task is None or cause.kind in INSIDE_A_STEP:
             reader.take(entry.task, Kind.GRADIENT)
@@ -216,8 +226,8 @@ class Replay(Executor):
     def message_of(self, rank: int, cause: Cause) -> tuple[int, Any, int]:
         messages = self.stash[cause.source, rank]
         message, messages[cause.sequence] = messages[cause.sequence], None
-        row = (cause.source, rank, self.trace.kind(type(message).__name__),
-               codec_of(type(message)).size(message), 0, 0, self._time[rank], DELIVERED)  # fmt: skip
+        size, kind = codec_of(type(message)).size(message), self.trace.kind(type(message).__name__)
+        row = (cause.source, rank, kind, size, 0, 0, self._time[rank], DELIVERED)
         self.trace.rows["messages"].append(row)
         return cause.source, message, cause.sequence
 

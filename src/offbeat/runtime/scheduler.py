@@ -74,6 +74,7 @@ class Kind(IntEnum):
     CLOCK = 10
     DEPARTURE = 11
     PARKED = 12
+    RETUNED = 13
 
 
 class Cause(NamedTuple):

@@ -1,0 +1,36 @@
+# Everything from a fresh machine: `make demo`, `make test`. Only Python 3.11 and make are needed.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup demo test lint format clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+# Compare all methods in the simulator, then run one for real and replay that run.
+demo: $(READY)
+	rm -rf demo
+	$(BIN)/offbeat compare --config examples/digits.yaml --out demo/comparison
+	$(BIN)/offbeat run --method AsyncSGD --optimizer.lr 0.1 --workers 2 --out demo/real --plots
+	$(BIN)/offbeat replay demo/real
+
+test: lint
+	$(BIN)/pytest -ra -n 2
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv demo runs build

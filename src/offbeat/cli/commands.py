@@ -1,0 +1,160 @@
+"""The commands that make one run: simulate, run, replay."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shlex
+import tempfile
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from ..api import replay as replay_run
+from ..api import run_experiment, simulate_experiment
+from ..config import DEFAULTS, build, experiment_parser, parse, resolved
+from ..experiment import Experiment
+from ..parameters import ParameterOptimizer
+from ..run import Run, load_parameters
+from ..runtime.world import World
+from .errors import UsageError, explain, one_line
+from .output import print_summary, run_progress, write_line
+
+Execute = Callable[..., Run]
+INTERRUPTED = 130
+
+
+def simulate(options: Sequence[str]) -> int:
+    """Simulate an experiment under virtual time."""
+    parser = experiment_parser("offbeat simulate", str(simulate.__doc__))
+    return _execute("simulate", parser, options, DEFAULTS, simulate_experiment)
+
+
+def run(options: Sequence[str]) -> int:
+    """Run an experiment as processes on this machine."""
+    parser = experiment_parser("offbeat run", str(run.__doc__))
+    parser.add_argument("--workers", type=int | None, help="short for --cluster.workers")
+    renamed = [
+        f"--cluster.{option[2:]}" if option.partition("=")[0] == "--workers" else option
+        for option in options
+    ]
+    defaults = DEFAULTS | {"cluster": {"workers": 2}}
+    return _execute("run", parser, renamed, defaults, run_experiment)
+
+
+def replay(options: Sequence[str]) -> int:
+    """Replay a real run in the simulator, and compare the parameters."""
+    parser = ArgumentParser(prog="offbeat replay", exit_on_error=False)
+    parser.add_argument("directory", type=str, help="the run directory of a real run")
+    directory = Path(parsed_options(parser, parser.parse_args, options).directory)
+    try:
+        mode = json.loads((directory / "run.json").read_text())["mode"]
+    except (OSError, ValueError, KeyError):
+        raise UsageError(f"{directory} is no run directory: it has no run.json") from None
+    if mode != "processes":
+        raise UsageError(
+            f"{directory} is of a run that was {mode}; only real runs are replayed, and "
+            f"`offbeat simulate --config {directory}/experiment.yaml` repeats this one"
+        )
+    try:
+        replayed = replay_run(directory)
+    except ValueError as error:
+        raise UsageError(f"cannot replay {directory}: {one_line(error)}") from error
+    print_summary(replayed, None, None)
+    stored = load_parameters(directory, replayed.layout)
+    if torch.equal(stored, replayed.vector):
+        print(f"replayed {directory}: all {stored.numel():,} parameters equal to the bit")
+        return 0
+    apart = (stored - replayed.vector).abs()
+    write_line(
+        f"replayed {directory}: {int((apart != 0).sum()):,} of {stored.numel():,} parameters "
+        f"differ, by up to {apart.max().item():.3g}"
+    )
+    return 1
+
+
+def parsed_options(parser: ArgumentParser, parse_them: Callable[[Any], Any], given: Any) -> Any:
+    """Parse or build; whatever is wrong becomes one line."""
+    try:
+        return parse_them(given)
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise UsageError(explain(error, parser)) from error
+
+
+def checked(experiment: Experiment) -> World:
+    """Build model, data and optimizer once, so that nothing is begun that cannot work."""
+    try:
+        world = World(experiment)
+        ParameterOptimizer(
+            world.initial.clone(), world.layout, lambda named: world.make_optimizer(list(named))
+        )
+    except (ValueError, TypeError) as error:
+        raise UsageError(one_line(error)) from error
+    return world
+
+
+@contextmanager
+def output_directory(out: str | None, name: str) -> Generator[Path]:
+    """Make the directory that results go to; bad input found later leaves nothing of it."""
+    if out is None:
+        first = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
+        directory, k = first, 2
+        while directory.exists():
+            directory, k = first.with_name(f"{first.name}-{k}"), k + 1
+    else:
+        directory = Path(out)
+    if directory.is_dir() and any(directory.iterdir()):
+        raise UsageError(f"--out {directory} is not empty; choose another directory")
+    made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(f"cannot write to --out {directory}: {reason}") from error
+    try:
+        yield directory
+    except ValueError as error:
+        for folder in made:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        raise UsageError(one_line(error)) from error
+
+
+def _execute(
+    command: str,
+    parser: ArgumentParser,
+    options: Sequence[str],
+    defaults: dict[str, Any],
+    execute: Execute,
+) -> int:
+    parser.add_argument(
+        "--out", type=str | None, help="run directory; runs/<time>-<method> if not given"
+    )
+    parser.add_argument("--plots", action="store_true", help="also save plots of the run")
+    parsed: Namespace = parsed_options(
+        parser, functools.partial(parse, parser, defaults=defaults), options
+    )
+    experiment: Experiment = parsed_options(parser, functools.partial(build, parser), parsed)
+    checked(experiment)
+    name = type(experiment.method).__name__
+    with output_directory(parsed.out, name) as directory, run_progress(experiment) as report:
+        result = execute(experiment, report, directory)
+    result.resolved |= resolved(parsed)
+    result.save(directory)
+    if parsed.plots:
+        from ..report.plots import plot_run
+
+        plot_run(result, directory)
+    again = shlex.join(["offbeat", command, "--config", str(directory / "experiment.yaml")])
+    print_summary(result, directory, again)
+    if result.error is not None:
+        write_line(f"{one_line(result.error)}; what was recorded is in {directory}")
+        return 1
+    return INTERRUPTED if result.stop == "interrupted" else 0

@@ -1,0 +1,69 @@
+"""Team: the nodes of a job whose model and optimizer are the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from ..method import Method
+from ..node import Node, Runtime, Shard
+from ..schedule import Constant
+from .compute import EvaluationBuffer
+
+
+class Team:
+    """Makes the nodes of a job whose model and optimizer are the user's."""
+
+    def __init__(
+        self,
+        named: Sequence[tuple[str, nn.Parameter]],
+        optimizer: Optimizer,
+        buffer: EvaluationBuffer,
+        method: Method,
+        workers: int,
+        seed: int,
+    ) -> None:
+        self._names = {id(parameter): name for name, parameter in named}
+        self._optimizer = optimizer
+        self._buffer = buffer
+        self._workers = range(workers)
+        self._servers = range(workers, workers + method.server_count)
+        self._seed = seed
+        servers, layout = method.server_count, buffer.layout
+        self._layouts = layout.split(servers) if servers else ()
+        spans = layout.split_spans(servers) if servers else ()
+        self._shards = tuple(Shard(i, workers + i, span) for i, span in enumerate(spans))
+
+    def node(self, rank: int, runtime: Runtime) -> Node:
+        """A node that begins at what the buffer holds."""
+        layout, start = self._buffer.layout, self._buffer.flat
+        if rank in self._servers:
+            index = rank - self._servers.start
+            layout, start = self._layouts[index], start[self._shards[index].span]
+        return Node(
+            rank=rank,
+            workers=self._workers,
+            servers=self._servers,
+            parameters=start.clone(),
+            layout=layout,
+            runtime=runtime,
+            optimizer_factory=self._optimizer_on,
+            schedule=Constant(),
+            batch_size=1,
+            seed=self._seed,
+            shards=self._shards,
+        )
+
+    def _optimizer_on(self, named: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
+        """The user's optimizer, groups and all, on other tensors of the same names."""
+        others = dict(named)
+        groups: list[dict[str, Any]] = []
+        for original, group in enumerate(self._optimizer.param_groups):
+            held = [self._names[id(p)] for p in group["params"] if id(p) in self._names]
+            kept = [others[name] for name in held if name in others]
+            if kept:
+                groups.append({**group, "params": kept, "original": original})
+        return type(self._optimizer)(groups, **self._optimizer.defaults)

@@ -1,0 +1,47 @@
+"""Scripts: methods of a test's own, whose roles are plain coroutine functions."""
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import hypothesis
+import pytest
+
+from offbeat.experiment import Budget
+from offbeat.method import Method
+from offbeat.node import Node
+from offbeat.runtime.simulated import Simulation
+from offbeat.testing import small_experiment
+
+# The same examples at every run, however slow the machine is.
+hypothesis.settings.register_profile("offbeat", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("offbeat")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script(Method):
+    """Every worker runs `worker(node)` once, and beside it each of `beside`, by name."""
+
+    worker: Callable[[Node], Coroutine[Any, Any, None]]
+    others: tuple[Callable[[Node], Coroutine[Any, Any, None]], ...] = ()
+
+    async def step(self, node):
+        raise AssertionError("a script has no rounds")
+
+    def roles(self, node):
+        named = {role.__name__: role(node) for role in self.others}
+        return {"worker": self.worker(node)} | named
+
+
+def run_script(worker, *others, workers=2, **settings):
+    """Run coroutine functions as the roles of simulated workers: a Simulation that has ended."""
+    settings.setdefault("budget", Budget(seconds=1000))
+    method = Script(worker=worker, others=others)
+    simulation = Simulation(small_experiment(method, workers=workers, **settings))
+    simulation.result = simulation.run()
+    return simulation
+
+
+@pytest.fixture(scope="session")
+def script():
+    return run_script

@@ -1,0 +1,70 @@
+"""A rank of the jobs of test_loop.py: a plain PyTorch loop inside `distribute`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from offbeat import methods
+from offbeat.problems import IID, Batches, Digits, shard
+from offbeat.runtime.loop import distribute
+
+
+def network(hidden: int = 16) -> nn.Module:
+    return nn.Sequential(nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, 10))
+
+
+def optimizer_of(module: nn.Module) -> torch.optim.Optimizer:
+    """Two groups, so that it shows whether they survive."""
+    decayed = [p for p in module.parameters() if p.dim() > 1]
+    plain = [p for p in module.parameters() if p.dim() == 1]
+    groups = [{"params": decayed, "weight_decay": 1e-3}, {"params": plain}]
+    return torch.optim.SGD(groups, lr=0.2, momentum=0.5)
+
+
+def main(out: Path, runs: dict[str, dict]) -> None:
+    for name, settings in runs.items():
+        (out / name).mkdir(exist_ok=True)
+        train(out / name, settings)
+
+
+def train(out: Path, settings: dict) -> None:
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    torch.set_num_threads(1)
+    torch.manual_seed(rank)
+    model = network(settings.get("hidden", [16] * size)[rank])
+    optimizer = optimizer_of(model)
+    method = getattr(methods, settings["method"])(**settings.get("fields", {}))
+    data = Digits().data()
+    indices = shard(IID(seed=0), data.train.targets, size)[rank]
+    batches = Batches(indices, 16, 0, rank)
+    steps = settings["steps"][rank]
+    result = {"losses": []}
+    record = out if settings.get("record") else None
+    with distribute(model, optimizer, method=method, record=record, timeout=60) as optimizer:
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=20, gamma=0.5)
+        for step in range(steps):
+            batch = batches.indices(step)
+            loss = F.cross_entropy(model(data.train.inputs[batch]), data.train.targets[batch])
+            loss.backward()
+            result["losses"].append(loss.item())
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+        if settings.get("consensus"):
+            with optimizer.consensus() as common:
+                result["consensus"] = [p.sum().item() for p in common.parameters()]
+    result["lr"] = [group["lr"] for group in optimizer.param_groups]
+    final = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    torch.save(final, out / f"final-{rank}.pt")
+    (out / f"result-{rank}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

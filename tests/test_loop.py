@@ -1,0 +1,188 @@
+"""The user's own loop: the same methods inside a plain PyTorch loop, among real ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from loop_job import network, optimizer_of
+from offbeat import methods
+from offbeat.method import Method
+from offbeat.methods import METHODS, SGD, AsyncSGD
+from offbeat.problems import IID, Batches, Digits, shard
+from offbeat.runtime.gradient_log import replay_loop
+from offbeat.runtime.loop import distribute
+from offbeat.runtime.scheduler import RunError
+
+JOB = Path(__file__).with_name("loop_job.py")
+
+
+def run_job(out: Path, size: int, runs: dict[str, dict]) -> list[subprocess.CompletedProcess[str]]:
+    """Start ranks as torchrun would, let them do the runs one after the other, and wait."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for settings in runs.values():
+        settings.setdefault("steps", [30] * size)
+    addresses = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(JOB), str(out), json.dumps(runs)],
+            env=os.environ | addresses | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    try:
+        ended = []
+        for rank in ranks:
+            output, errors = rank.communicate(timeout=300)
+            ended.append(subprocess.CompletedProcess(rank.args, rank.returncode, output, errors))
+        return ended
+    finally:
+        for rank in ranks:
+            rank.kill()
+
+
+def assert_fine(ended: list[subprocess.CompletedProcess[str]]) -> None:
+    for rank in ended:
+        assert rank.returncode == 0, rank.stderr
+
+
+def finals(out: Path, size: int) -> list[torch.Tensor]:
+    return [torch.load(out / f"final-{rank}.pt", weights_only=True) for rank in range(size)]
+
+
+def replayed(out: Path, method: Method, size: int) -> torch.Tensor:
+    model = network()
+    return replay_loop(out, model, optimizer_of(model), method=method, workers=size)
+
+
+def assert_common(out: Path, method: Method, size: int) -> None:
+    models = finals(out, size)
+    for other in models[1:]:
+        assert torch.equal(models[0], other), "all ranks end with the common model"
+    assert torch.equal(replayed(out, method, size), models[0])
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_every_method_trains_in_the_user_s_loop_and_replays(size: int, tmp_path: Path):
+    runs = {name: {"method": name, "record": True, "consensus": True} for name in METHODS}
+    assert_fine(run_job(tmp_path, size, runs))
+    for name, method in METHODS.items():
+        out = tmp_path / name
+        assert_common(out, method(), size)
+        results = [json.loads((out / f"result-{rank}.json").read_text()) for rank in range(size)]
+        for result in results:
+            assert min(result["losses"][-5:]) < result["losses"][0], name
+            assert result["consensus"] == results[0]["consensus"], name
+            assert result["lr"] == [0.1, 0.1], "the user's scheduler owns the rate"
+
+
+def test_uneven_loaders_hang_nobody_and_servers_live_on_the_ranks(tmp_path: Path):
+    uneven = {"steps": [10, 25], "record": True}
+    runs = {
+        name: {"method": name, **uneven}
+        for name in ("AsyncSGD", "ADPSGD", "StochasticGradientPush")
+    }
+    runs["sharded"] = {"method": "AsyncSGD", "fields": {"servers": 2}, "record": True}
+    runs["all-reduce"] = {"method": "AllReduceSGD", **uneven}
+    ended = run_job(tmp_path, 2, runs)
+    for name in ("AsyncSGD", "ADPSGD", "StochasticGradientPush"):
+        assert_common(tmp_path / name, METHODS[name](), 2)
+    assert_common(tmp_path / "sharded", AsyncSGD(servers=2), 2)
+    # All-reduce needs everyone: an error that names who is missing, and no hang.
+    assert ended[1].returncode != 0
+    assert "worker 0 is gone, and AllReduceSGD does not survive a loss" in ended[1].stderr
+
+
+def plain_loop(steps: int) -> tuple[torch.Tensor, list[float]]:
+    torch.manual_seed(0)
+    model = network()
+    optimizer = optimizer_of(model)
+    data = Digits().data()
+    batches = Batches(shard(IID(seed=0), data.train.targets, 1)[0], 16, 0, 0)
+    losses = []
+    for step in range(steps):
+        batch = batches.indices(step)
+        loss = F.cross_entropy(model(data.train.inputs[batch]), data.train.targets[batch])
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+        optimizer.zero_grad()
+    return torch.cat([p.detach().reshape(-1) for p in model.parameters()]), losses
+
+
+def test_one_rank_alone_is_the_plain_loop_to_the_bit(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    expected, losses = plain_loop(25)
+    torch.manual_seed(0)
+    model = network()
+    data = Digits().data()
+    batches = Batches(shard(IID(seed=0), data.train.targets, 1)[0], 16, 0, 0)
+    with distribute(model, optimizer_of(model), method=AsyncSGD()) as optimizer:
+        for step in range(25):
+            batch = batches.indices(step)
+            loss = F.cross_entropy(model(data.train.inputs[batch]), data.train.targets[batch])
+            loss.backward()
+            assert loss.item() == losses[step]
+            optimizer.step()
+            optimizer.zero_grad()
+    final = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    assert torch.equal(final, expected)
+
+
+def test_models_that_differ_are_refused_on_the_rank_that_differs(tmp_path: Path):
+    ended = run_job(tmp_path, 2, {"run": {"method": "AsyncSGD", "hidden": [16, 8]}})
+    assert ended[1].returncode != 0
+    assert (
+        "the models differ: parameter 0.weight has shape (16, 64) on rank 0 and (8, 64) on rank 1"
+    ) in ended[1].stderr
+
+
+def test_gradients_of_a_rank_are_clipped(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    model = nn.Linear(4, 1, bias=False)
+    start = model.weight.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    with distribute(model, optimizer, method=SGD(), clip_norm=0.5) as optimizer:
+        (model(torch.full((1, 4), 100.0)).sum()).backward()
+        optimizer.step()
+    assert torch.linalg.vector_norm(model.weight - start).item() == pytest.approx(0.5, rel=1e-4)
+
+
+def test_what_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    model = nn.Linear(4, 1)
+    lbfgs = torch.optim.LBFGS(model.parameters())
+    with pytest.raises(ValueError, match="optimizer LBFGS cannot be used"):
+        distribute(model, lbfgs, method=SGD())
+    partial = torch.optim.SGD([model.weight], lr=0.1)
+    with pytest.raises(ValueError, match="parameter bias is not in the optimizer"):
+        distribute(model, partial, method=SGD())
+    whole = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="clip_norm is -1; it must be positive"):
+        distribute(model, whole, method=SGD(), clip_norm=-1.0)
+    with pytest.raises(ValueError, match="2 servers need as many ranks"):
+        distribute(model, whole, method=methods.AsyncSGD(servers=2))
+
+
+def test_a_step_after_the_block_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    model = nn.Linear(4, 1)
+    with distribute(model, torch.optim.SGD(model.parameters(), lr=0.1), method=SGD()) as optimizer:
+        model(torch.ones(1, 4)).sum().backward()
+        optimizer.step()
+    with pytest.raises(RunError, match="after the with block"):
+        optimizer.step()

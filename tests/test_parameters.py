@@ -1,0 +1,161 @@
+import functools
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from offbeat.parameters import Layout, ParameterOptimizer
+
+shapes = st.lists(st.lists(st.integers(1, 6), max_size=3).map(tuple), min_size=1, max_size=8)
+layouts = shapes.map(lambda s: Layout(tuple(f"p{i}" for i in range(len(s))), tuple(s)))
+
+
+def network():
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+
+
+def flat(module):
+    return torch.cat([p.detach().reshape(-1) for p in module.parameters()])
+
+
+def sgd(lr=0.1, **settings):
+    return lambda named: torch.optim.SGD([p for _, p in named], lr=lr, **settings)
+
+
+def test_the_layout_of_a_module_has_its_names_and_shapes():
+    layout = Layout.of(network())
+    assert layout.names == ("0.weight", "0.bias", "2.weight", "2.bias")
+    assert layout.shapes == ((4, 3), (4,), (2, 4), (2,))
+    assert layout.sizes == (12, 4, 8, 2)
+    assert layout.size == 26
+
+
+@given(layouts)
+def test_flatten_undoes_views(layout):
+    vector = torch.arange(float(layout.size))
+    views = layout.views(vector)
+    assert [tuple(v.shape) for v in views] == list(layout.shapes)
+    assert torch.equal(layout.flatten(views), vector)
+
+
+def test_views_share_the_vector():
+    layout, vector = Layout.of(network()), torch.zeros(26)
+    layout.views(vector)[1].fill_(1)
+    assert vector[layout.spans[1]].tolist() == [1] * 4
+    assert vector.sum() == 4
+
+
+@given(layouts, st.data())
+def test_split_cuts_at_tensors_and_loses_none(layout, data):
+    parts = data.draw(st.integers(1, len(layout.names)))
+    split = layout.split(parts)
+    assert len(split) == parts
+    assert all(part.names for part in split)
+    assert sum((part.names for part in split), ()) == layout.names
+    spans = layout.split_spans(parts)
+    assert [s.stop - s.start for s in spans] == [part.size for part in split]
+    assert spans[0].start == 0
+    assert spans[-1].stop == layout.size
+    assert all(a.stop == b.start for a, b in pairwise(spans))
+
+
+def test_split_is_as_even_as_tensors_allow():
+    layout = Layout(tuple("abcdef"), ((5,), (5,), (10,), (1,), (9,), (10,)))
+    assert [part.size for part in layout.split(2)] == [20, 20]
+    assert [part.size for part in layout.split(4)] == [10, 10, 10, 10]
+
+
+@pytest.mark.parametrize("parts", [0, 5])
+def test_split_refuses_more_parts_than_tensors(parts):
+    with pytest.raises(
+        ValueError, match=f"split 4 parameter tensors into {parts} parts; .* 1 to 4"
+    ):
+        Layout.of(network()).split(parts)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+        functools.partial(torch.optim.Adam, lr=0.01),
+        functools.partial(torch.optim.AdamW, lr=0.01),
+        functools.partial(torch.optim.RMSprop, lr=0.01),
+    ],
+)
+def test_steps_are_those_of_the_optimizer_on_the_module(make):
+    torch.manual_seed(0)
+    module = network()
+    vector = flat(module)
+    ours = ParameterOptimizer(vector, Layout.of(module), lambda named: make([p for _, p in named]))
+    plain = make(module.parameters())
+    for step in range(5):
+        gradient = torch.randn(26, generator=torch.Generator().manual_seed(step))
+        views = Layout.of(module).views(gradient)
+        for parameter, view in zip(module.parameters(), views, strict=True):
+            parameter.grad = view.clone()
+        plain.step()
+        ours.step(gradient)
+        assert torch.equal(vector, flat(module))
+
+
+def test_parameter_groups_see_names_and_shapes():
+    def no_decay_on_biases(named):
+        named = list(named)
+        return torch.optim.SGD(
+            [
+                {"params": [p for n, p in named if "bias" not in n], "weight_decay": 1.0},
+                {"params": [p for n, p in named if "bias" in n], "lr": 0.5},
+            ],
+            lr=0.1,
+        )
+
+    layout, vector = Layout.of(network()), torch.ones(26)
+    optimizer = ParameterOptimizer(vector, layout, no_decay_on_biases)
+    optimizer.step(torch.zeros(26))
+    weight, bias, *_ = layout.views(vector)
+    assert weight.eq(0.9).all()
+    assert bias.eq(1.0).all()
+    optimizer.step(torch.ones(26), scale=0.5)
+    assert bias.eq(0.75).all()
+    assert optimizer.lr == 0.05
+
+
+def test_scale_multiplies_the_base_rate_not_the_last_one():
+    vector = torch.zeros(26)
+    optimizer = ParameterOptimizer(vector, Layout.of(network()), sgd(lr=0.2))
+    for scale in (0.5, 0.5, 0.1, 1.0):
+        optimizer.step(torch.zeros(26), scale)
+        assert optimizer.lr == pytest.approx(0.2 * scale)
+
+
+def test_reset_forgets_momentum():
+    vector = torch.zeros(26)
+    optimizer = ParameterOptimizer(vector, Layout.of(network()), sgd(lr=1.0, momentum=0.9))
+    optimizer.step(torch.ones(26))
+    optimizer.reset()
+    optimizer.step(torch.ones(26))
+    assert vector.eq(-2).all()
+
+
+def test_the_gradient_given_is_left_alone():
+    vector, gradient = torch.ones(26), torch.ones(26)
+    optimizer = ParameterOptimizer(vector, Layout.of(network()), sgd(weight_decay=1.0))
+    optimizer.step(gradient)
+    assert gradient.eq(1).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (torch.optim.LBFGS, "LBFGS cannot be used: it evaluates the loss several times"),
+        (torch.optim.SparseAdam, "SparseAdam cannot be used: it needs sparse gradients"),
+    ],
+)
+def test_optimizers_that_cannot_work_are_refused_by_name(make, text):
+    with pytest.raises(ValueError, match=text):
+        ParameterOptimizer(
+            torch.ones(26), Layout.of(network()), lambda named: make([p for _, p in named])
+        )

@@ -1,0 +1,245 @@
+"""Real processes: every method runs, replays to the bit, and faults are met as promised."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from offbeat.cluster import Cluster, Fault
+from offbeat.experiment import Budget, Experiment
+from offbeat.message import message
+from offbeat.method import Method
+from offbeat.methods import ADPSGD, METHODS, SGD, AllReduceSGD, AsyncSGD, StochasticGradientPush
+from offbeat.node import Node
+from offbeat.problems import Digits
+from offbeat.run import Run
+from offbeat.runtime.journal import JournalError
+from offbeat.runtime.processes import require_same_layout, run_processes
+from offbeat.runtime.replay import replay_run
+from offbeat.runtime.scheduler import RunError
+from offbeat.runtime.simulated import Simulation
+from offbeat.runtime.world import World
+
+
+def experiment(method: Method, workers: int = 2, *, samples: int = 1600, **kwargs) -> Experiment:
+    cluster = Cluster(workers=workers, faults=kwargs.pop("faults", ()))
+    return Experiment(
+        method=method,
+        problem=Digits(),
+        cluster=cluster,
+        optimizer=functools.partial(torch.optim.SGD, lr=0.1, momentum=0.5),
+        budget=kwargs.pop("budget", Budget(samples=samples)),
+        **kwargs,
+    )
+
+
+def assert_replays(run: Run, directory: Path) -> Run:
+    replayed = replay_run(run.experiment, directory / "journals")
+    assert torch.equal(replayed.vector, run.vector)
+    return replayed
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind():
+    before = set(Path("/tmp").glob("offbeat-*"))
+    yield
+    assert set(Path("/tmp").glob("offbeat-*")) <= before
+    # Only the server that children are forked from stays, and it has none left.
+    servers = [pid for pid, parent in parents().items() if parent == os.getpid()]
+    assert not [pid for pid, parent in parents().items() if parent in servers]
+
+
+def parents() -> dict[int, int]:
+    """Parent of every process of this machine."""
+    found: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            found[int(stat.parent.name)] = int(stat.read_text().rsplit(")", 1)[1].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_runs_and_replays_to_the_bit(name: str, workers: int, tmp_path: Path):
+    run = run_processes(experiment(METHODS[name](), workers), tmp_path)
+    assert run.error is None
+    assert run.stop == "samples"
+    assert run.metrics[-1].samples == 1600
+    assert run.metrics[-1].loss < run.metrics[0].loss
+    replayed = assert_replays(run, tmp_path)
+    assert sorted(replayed.staleness) == sorted(run.staleness)
+
+
+@pytest.mark.parametrize(
+    "method", [AsyncSGD(servers=2), AsyncSGD(servers=2, colocated=True)], ids=["apart", "colocated"]
+)
+def test_sharded_servers_run_and_replay(method: AsyncSGD, tmp_path: Path):
+    run = run_processes(experiment(method), tmp_path)
+    assert run.error is None
+    assert len(run.staleness) == 2 * 100
+    assert_replays(run, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["AllReduceSGD", "LocalSGD", "StochasticGradientPush", "SlowMo"])
+def test_synchronous_methods_give_the_simulator_s_bits(name: str):
+    # Their result depends on no timing, so the simulator predicts it exactly.
+    planned = experiment(METHODS[name](), evaluator="serial")
+    assert torch.equal(run_processes(planned).vector, Simulation(planned).run().vector)
+
+
+@pytest.mark.parametrize("method", [AsyncSGD(), ADPSGD(), StochasticGradientPush()])
+def test_the_others_finish_when_a_worker_is_killed(method: Method, tmp_path: Path):
+    crash = Fault(kind="crash", rank=1, at=0.15)
+    run = run_processes(experiment(method, 3, samples=16_000, faults=(crash,)), tmp_path)
+    assert run.error is None
+    assert any("node 1 (worker) was killed by SIGKILL" in note for note in run.notes)
+    assert run.metrics[-1].loss < 0.7
+    assert_replays(run, tmp_path)
+
+
+def test_a_killed_server_ends_every_process_and_is_named():
+    began = time.monotonic()
+    crash = Fault(kind="crash", rank=2, at=0.15)
+    run = run_processes(experiment(AsyncSGD(), samples=160_000, faults=(crash,)))
+    assert run.error is not None
+    assert "server 2 is gone" in run.error
+    assert run.stop == "error"
+    assert run.metrics, "what was recorded is kept"
+    assert time.monotonic() - began < 10
+
+
+def test_a_synchronous_method_names_the_worker_it_lost():
+    crash = Fault(kind="crash", rank=1, at=0.15)
+    run = run_processes(experiment(AllReduceSGD(), 3, samples=160_000, faults=(crash,)))
+    assert run.error is not None
+    assert "node 1 (worker) was killed by SIGKILL" in run.error
+    assert "AllReduceSGD does not survive a loss" in run.error
+
+
+def test_a_worker_leaves_and_the_others_go_on(tmp_path: Path):
+    leave = Fault(kind="leave", rank=1, at=0.15)
+    run = run_processes(experiment(AsyncSGD(), 3, samples=16_000, faults=(leave,)), tmp_path)
+    assert run.error is None
+    assert any("node 1 (worker) left" in note for note in run.notes)
+    assert_replays(run, tmp_path)
+
+
+def test_a_slowed_worker_computes_less():
+    slow = Fault(kind="slow", rank=1, at=0.0, factor=8.0)
+    run = run_processes(experiment(AsyncSGD(), samples=16_000, faults=(slow,)))
+    computed = [int((run.trace.gradients["node"] == rank).sum()) for rank in (0, 1)]
+    assert computed[0] > 2 * computed[1]
+
+
+def test_a_late_worker_is_refused_for_now():
+    join = Fault(kind="join", rank=1, at=1.0)
+    with pytest.raises(ValueError, match="node 1 joins late, which only `simulate` can do"):
+        run_processes(experiment(AsyncSGD(), faults=(join,)))
+
+
+@message
+class Never:
+    number: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stuck(Method):
+    """Every worker awaits a message that none sends."""
+
+    async def step(self, node: Node) -> None:
+        await node.gradient()
+        await node.recv(Never, source=1 - node.rank)
+
+
+def test_a_deadlock_is_reported_with_roles_types_and_heartbeats():
+    run = run_processes(experiment(Stuck()))
+    assert run.error is not None
+    for rank in (0, 1):
+        text = f"node {rank} (worker) awaits recv(Never, source={1 - rank}), last heartbeat "
+        assert text in run.error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failing(Method):
+    """Raises at its third round."""
+
+    async def step(self, node: Node) -> None:
+        await node.gradient()
+        if node.round == 2:
+            raise KeyError("third round")
+
+
+def test_an_exception_in_a_role_ends_the_run_in_one_line():
+    run = run_processes(experiment(Failing()))
+    assert run.error is not None
+    assert "Failing on node" in run.error
+    assert "KeyError: 'third round' (test_processes.py:" in run.error
+    assert "\n" not in run.error
+
+
+def test_a_diverging_run_says_where_and_keeps_what_it_has():
+    planned = experiment(SGD(), 1, samples=16_000)
+    hot = functools.partial(torch.optim.SGD, lr=1e30)
+    run = run_processes(Experiment(**{**planned.__dict__, "optimizer": hot}))
+    assert run.error is not None
+    assert run.error.startswith("diverged: worker 0 had loss nan at its gradient")
+    assert run.metrics
+
+
+def test_a_budget_in_seconds_ends_the_run():
+    run = run_processes(experiment(ADPSGD(), budget=Budget(seconds=0.5)))
+    assert run.error is None
+    assert run.stop == "seconds"
+    assert 0.3 < run.seconds < 3
+
+
+def test_an_accuracy_budget_ends_the_run():
+    budget = Budget(samples=160_000, accuracy=0.8)
+    run = run_processes(experiment(AsyncSGD(), budget=budget, evaluate_every=160))
+    assert run.stop == "accuracy"
+    assert run.metrics[-1].samples < 160_000
+
+
+def test_asynchronous_methods_compute_exactly_the_budget():
+    run = run_processes(experiment(AsyncSGD(), 3, samples=1616))
+    assert len(run.trace.gradients) == 101
+    assert len(run.staleness) == 101
+
+
+def test_replay_notices_a_foreign_journal(tmp_path: Path):
+    run_processes(experiment(AsyncSGD()), tmp_path)
+    with pytest.raises(JournalError, match="node 0"):
+        replay_run(experiment(AllReduceSGD()), tmp_path / "journals")
+
+
+def test_replay_names_a_missing_or_damaged_journal(tmp_path: Path):
+    run_processes(experiment(AsyncSGD(), samples=320), tmp_path)
+    path = tmp_path / "journals" / "node-1.journal"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-7])
+    with pytest.raises(JournalError, match=r"node-1\.journal is cut short"):
+        replay_run(experiment(AsyncSGD(), samples=320), tmp_path / "journals")
+    path.write_bytes(b"not this")
+    with pytest.raises(JournalError, match=r"node-1\.journal is no journal"):
+        replay_run(experiment(AsyncSGD(), samples=320), tmp_path / "journals")
+    path.unlink()
+    with pytest.raises(JournalError, match=r"node-1\.journal is missing"):
+        replay_run(experiment(AsyncSGD(), samples=320), tmp_path / "journals")
+
+
+def test_models_that_differ_are_named_with_parameter_and_both_shapes():
+    ours = World(experiment(SGD(), 1)).layout
+    theirs = World(Experiment(**{**experiment(SGD(), 1).__dict__, "problem": Digits(hidden=8)}))
+    with pytest.raises(RunError) as error:
+        require_same_layout(ours, theirs.layout, "node 0", "node 3")
+    assert str(error.value) == (
+        "the models differ: parameter 0.weight has shape (32, 64) on node 0 and (8, 64) on node 3"
+    )
