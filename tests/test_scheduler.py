@@ -410,9 +410,47 @@ class Hasty(Method):
 
 def test_a_step_that_awaits_nothing_is_refused():
     assert run(Hasty(), workers=2).error == (
-        "Hasty.step on node 0 returned without awaiting anything, so it would repeat for ever; "
-        "await node.gradient(), node.recv(...) or node.sleep(...) in it"
+        "Hasty on node 0 (worker) repeats for ever without awaiting anything that takes time; "
+        "await node.gradient(), node.recv(...) or node.sleep(...) in it, and read the messages "
+        "that cancel"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HastyBeside(Method):
+    background = ("listen",)
+
+    async def step(self, node):
+        await node.gradient()
+
+    async def listen(self, node):
+        pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class HastyServer(ServerMethod):
+    async def step(self, node):
+        await node.gradient()
+
+    async def serve(self, node):
+        pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deaf(Method):
+    async def step(self, node):
+        node.send(node.rank, Note(0))
+        while True:
+            await node.gradient(cancel_on=Note)
+
+
+@pytest.mark.parametrize(
+    ("method", "role"), [(HastyBeside(), "listen"), (HastyServer(), "server"), (Deaf(), "worker")]
+)
+def test_no_role_spins_for_ever(method, role):
+    error = run(method, workers=1).error
+    assert error is not None
+    assert f"({role}) repeats for ever without awaiting anything that takes time" in error
 
 
 @dataclass(frozen=True, kw_only=True)

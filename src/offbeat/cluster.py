@@ -87,6 +87,10 @@ class Fault:
     until: float = float("inf")
 
     def __post_init__(self) -> None:
+        if self.kind not in ("crash", "leave", "join", "slow"):
+            raise ValueError(
+                f"fault of node {self.rank}: kind {self.kind!r} is none of crash, leave, join, slow"
+            )
         if not self.at >= 0:
             raise ValueError(f"fault {self.kind} of node {self.rank}: at is {self.at:g} seconds")
         if self.kind == "slow":

@@ -32,14 +32,21 @@ class ModelLost(Exception):
 
 
 class NextRound(Suspension[None]):
-    """A worker between two rounds: where it stops when the run does."""
+    """A role between two rounds: where a worker stops when the run does.
 
-    __slots__ = ()
+    A server, and whatever runs beside a worker, goes on to serve until all is quiet.
+    """
+
+    __slots__ = ("beside",)
+
+    def __init__(self, *, beside: bool = False) -> None:
+        self.beside = beside
 
     def __str__(self) -> str:
         return "the next round"
 
 
+# A dataclass without fields: then the command line resolves the fields' types of every subclass.
 @dataclass(frozen=True)
 class Method(ABC):
     """Hyper-parameters, and what each role does. Subclasses are frozen dataclasses.
@@ -110,6 +117,7 @@ class Method(ABC):
     async def _repeat(self, node: Node, name: str) -> None:
         coroutine_method = getattr(self, name)
         while True:
+            await NextRound(beside=True)
             await coroutine_method(node)
 
 
@@ -163,5 +171,6 @@ class ServerMethod(Method):
 
     async def _serve(self, node: Node) -> None:
         while True:
+            await NextRound(beside=True)
             await self.serve(node)
             node.round += 1

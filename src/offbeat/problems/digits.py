@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 
 from offbeat.problems.classification import Classification
@@ -52,6 +51,9 @@ class Digits(Classification):
 
 @lru_cache(maxsize=4)
 def _load(validation: float) -> Data:
+    # Here, because it takes a second to import and most problems do without.
+    from sklearn.datasets import load_digits
+
     bunch: Any = load_digits()
     images = torch.from_numpy(np.asarray(bunch.data, dtype=np.float32) / 16)
     whole = Split(images, torch.from_numpy(np.asarray(bunch.target, dtype=np.int64)))

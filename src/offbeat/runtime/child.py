@@ -85,7 +85,9 @@ class Child:
         self._started = True
         host.begin(began)
         self._compute()
-        if host.failure is None:
+        if host.failure is not None:
+            self.tell("trace", host.trace)
+        else:
             host.finish()
             self.tell("done", host.snapshots(), host.trace, host.status())
             # Until all have finished a closed connection would look like a departure, and until

@@ -337,7 +337,7 @@ class Host(Executor):
     # What the scheduler leaves to the runtime
 
     def request_gradient(self, task: Task, request: GradientRequest) -> None:
-        if self.leaving or self.stopped or not self._may_compute(task.node, request):
+        if self.stopped or not self._may_compute(task.node, request):
             self._park(task)
         else:
             self.requests.append((task, request))

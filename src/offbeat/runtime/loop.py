@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import secrets
 import shutil
 import tempfile
@@ -106,7 +107,7 @@ class DistributedOptimizer(Optimizer):
                 f"{method.server_count} servers need as many ranks to live on; there are "
                 f"{self.world_size}"
             )
-        self._folder = Path(tempfile.mkdtemp(prefix="offbeat-", dir="/tmp"))
+        self._folder = Path(tempfile.mkdtemp(prefix=f"offbeat-{os.getpid()}-", dir="/tmp"))
         if record is not None:
             record.mkdir(parents=True, exist_ok=True)
         self._log = None if record is None else GradientLog(record, self.rank)
@@ -420,7 +421,6 @@ def _settings(optimizer: Optimizer) -> list[dict[str, Any]]:
 
 
 def _rendezvous(timeout: float) -> tuple[Store | None, int, int]:
-    import os
     from datetime import timedelta
 
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:

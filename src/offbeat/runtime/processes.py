@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ class Launcher:
     def run(self) -> Run:
         """Carry the run out; leaves no process and no file but the run directory's behind."""
         # Beneath /tmp whatever TMPDIR says: a Unix socket's path has at most 107 bytes.
-        self.sockets = Path(tempfile.mkdtemp(prefix="offbeat-", dir="/tmp"))
+        self.sockets = Path(tempfile.mkdtemp(prefix=f"offbeat-{os.getpid()}-", dir="/tmp"))
         self.tickets = Tickets(self.sockets / "tickets", self.experiment.gradients)
         error: str | None = None
         try:
@@ -115,6 +116,12 @@ class Launcher:
         # One server process imports torch once; every child is forked from it, not from here.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["offbeat.runtime.child"])
+        # Interrupts are the launcher's to handle; the server inherits that they are blocked.
+        masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
         secret = secrets.token_bytes(32)
         hosts = self.world.hosts
         for host in range(self.world.host_count()):
@@ -355,6 +362,8 @@ class Launcher:
                 self._answers[self.members.index(member)] = (nodes, status)
         elif word == "failed":
             member.failed = values[0]
+        elif word == "trace":
+            member.trace = values[0]
         elif word == "done":
             member.snapshots, member.trace, member.status = values
             if self.stop_reason is None:
@@ -397,9 +406,16 @@ class Launcher:
         self._tell("close")
 
     def _end(self) -> None:
+        if self.stop_reason == "error":
+            # What was recorded is kept.
+            self._tell("finish")
+            patience = time.monotonic() + 1.0
+            while any(m.trace is None for m in self._live()) and time.monotonic() < patience:
+                self._listen(0.02)
         for member in self.members:
             if not member.pipe.closed and member.snapshots is None:
                 self._send(member, "abort")
+        self._tell("close")
         patience = FAREWELL if self.stop_reason != "error" else 1.0
         deadline = time.monotonic() + patience
         started = [member for member in self.members if member.process.pid is not None]

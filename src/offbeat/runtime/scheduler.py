@@ -6,6 +6,8 @@ What differs between runtimes (time, network, where gradients are computed) lies
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import traceback
 from abc import ABC, abstractmethod
 from collections import deque
@@ -15,6 +17,9 @@ from typing import Any, NamedTuple
 
 from ..method import Method, NextRound
 from ..node import GradientRequest, Meet, Node, PeerLost, Receive, Sleep, Suspension
+
+MOST_SPINS = 1000
+"""Rounds of a role that never suspends before it counts as endless."""
 
 
 class RunError(Exception):
@@ -51,6 +56,11 @@ class Task(Suspension[Any]):
 
     def __str__(self) -> str:
         return f"what it started as {self.name}"
+
+    def close(self) -> None:
+        # A role that catches everything, its own end too, says so with a RuntimeError.
+        with contextlib.suppress(RuntimeError):
+            self.coroutine.close()
 
     def describe(self) -> str:
         return f"node {self.node.rank} ({self.name}) awaits {self.waiting}"
@@ -204,7 +214,7 @@ class Scheduler:
         for task in self.tasks.pop(rank, []):
             task.waiting = None
             task.outcome = (None, None)
-            task.coroutine.close()
+            task.close()
         self._receivers.pop(rank, None)
         return self.mailboxes.pop(rank, Mailbox()).unread()
 
@@ -212,7 +222,7 @@ class Scheduler:
         """Close every coroutine that is left."""
         for tasks in self.tasks.values():
             for task in tasks:
-                task.coroutine.close()
+                task.close()
 
     def waiting(self) -> list[Task]:
         return [task for tasks in self.tasks.values() for task in tasks if task.outcome is None]
@@ -294,7 +304,7 @@ class Scheduler:
         if cause is not None:
             self.executor.resumed(task, cause)
         send = task.coroutine.send
-        rested = False
+        spins = 0
         if task.id == 0:
             self.executor.continued(task)
         while True:
@@ -313,12 +323,11 @@ class Scheduler:
                 return
             value = None
             kind = type(request)
-            if kind is not NextRound:
-                rested = False
             if kind is GradientRequest:
                 cancel = request.cancel_on
                 if cancel is not None and self.holds(task, cancel):
                     self.executor.resumed(task, Cause(Kind.CANCELLED_NOW))
+                    spins = self._spin(task, spins)
                     continue
                 task.waiting = request
                 self.executor.request_gradient(task, request)
@@ -328,7 +337,7 @@ class Scheduler:
                 found = self.take(task, request)
                 if found is not None:
                     self.executor.resumed(task, Cause(Kind.MESSAGE_NOW, found[0], found[2]))
-                    value = (found[0], found[1])
+                    value, spins = (found[0], found[1]), 0
                     continue
                 if request.source is not None and request.source in task.node.departed:
                     self.executor.resumed(task, Cause(Kind.LOST_NOW, request.source))
@@ -337,14 +346,8 @@ class Scheduler:
                 task.waiting = request
                 self._receivers[rank].append(task)
             elif kind is NextRound:
-                if rested:
-                    raise RoleError(
-                        f"{type(self.method).__name__}.step on node {task.node.rank} returned "
-                        "without awaiting anything, so it would repeat for ever; "
-                        "await node.gradient(), node.recv(...) or node.sleep(...) in it"
-                    )
-                rested = True
-                if self.executor.next_round(task):
+                spins = self._spin(task, spins)
+                if request.beside or self.executor.next_round(task):
                     continue
                 task.waiting = request
                 return
@@ -365,6 +368,16 @@ class Scheduler:
             if task.waiting is not None and task.id == 0:
                 self.executor.waited(task)
             return
+
+    def _spin(self, task: Task, spins: int) -> int:
+        """Count what a role does without ever being suspended, nor reading a message."""
+        if spins >= MOST_SPINS:
+            raise RoleError(
+                f"{type(self.method).__name__} on node {task.node.rank} ({task.name}) repeats for "
+                "ever without awaiting anything that takes time; await node.gradient(), "
+                "node.recv(...) or node.sleep(...) in it, and read the messages that cancel"
+            )
+        return spins + 1
 
     def take(self, task: Task, request: Receive[Any]) -> tuple[int, Any, int] | None:
         """A message for a role that has just asked."""
@@ -393,11 +406,17 @@ class Scheduler:
                 f"{where} cannot go on: {lost} {raised.peer} is gone"
                 + ("" if self.method.survives_loss else f", and {method} does not survive a loss")
             ) from raised
-        last = traceback.extract_tb(raised.__traceback__)[-1]
+        last = self._culprit(raised)
         raise RoleError(
             f"{where} raised {type(raised).__name__}: {raised} "
             f"({last.filename.rsplit('/', 1)[-1]}:{last.lineno})"
         ) from raised
+
+    def _culprit(self, raised: Exception) -> traceback.FrameSummary:
+        """The innermost frame in the method's own file, else the innermost."""
+        frames = traceback.extract_tb(raised.__traceback__)
+        own = getattr(sys.modules.get(type(self.method).__module__), "__file__", None)
+        return next((frame for frame in reversed(frames) if frame.filename == own), frames[-1])
 
     def _refuse(self, task: Task, request: Any) -> None:
         method = type(self.method).__name__

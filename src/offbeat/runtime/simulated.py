@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -350,9 +351,6 @@ class Simulation(Executor):
 
     def request_gradient(self, task: Task, request: GradientRequest) -> None:
         rank = task.node.rank
-        if rank in self._leaving:
-            self._depart(rank, crashed=False)
-            return
         if self.stop is not None or self._spent() or request.step >= self._quota[rank]:
             return
         self._granted += 1
@@ -414,10 +412,7 @@ class Simulation(Executor):
         entered = np.array([when for _, _, when in members], np.int64)
         bounds = chunk_bounds(mean.numel(), len(group))
         overhead = codec_of(Chunk).size(Chunk(mean.reshape(-1)[:0], 0, 0))
-        sizes = [
-            overhead + (end - start) * mean.element_size()
-            for start, end in zip(bounds, bounds[1:], strict=False)
-        ]
+        sizes = [overhead + (end - start) * mean.element_size() for start, end in pairwise(bounds)]
         finished, sent = self.network.ring([self.hosts[rank] for rank in group], entered, sizes)
         self.bytes_sent += sent
         kind = self.trace.kind("all_reduce")
@@ -457,6 +452,8 @@ class Simulation(Executor):
         if pending.job is None:
             self._compute_all()
         job, now, rank = pending.job, self.clock.now, task.node.rank
+        assert job is not None
+        assert job.vector is not None
         require_finite(job.loss, rank, request.step, now / SECOND)
         self.computed += 1
         self.last_gradient = now
