@@ -1,5 +1,6 @@
 """Closed forms and identities of the literature, each of which the simulator has to meet."""
 
+import dataclasses
 import functools
 import math
 
@@ -15,6 +16,7 @@ from offbeat.collectives import Chunk
 from offbeat.experiment import Budget
 from offbeat.message import codec_of, message
 from offbeat.methods import (
+    ADPSGD,
     SGD,
     AllReduceSGD,
     AsyncSGD,
@@ -230,6 +232,18 @@ def test_one_peer_exponential_averages_exactly_within_its_period():
     assert simulation.run().error is None
     for node in simulation.nodes:
         close(node.parameters, starts.mean(dim=0))
+
+
+@pytest.mark.parametrize("latency", [1e-3, 0.02])
+def test_ad_psgd_s_crossing_offers_average_instead_of_swapping(latency):
+    # Equal workers offer to each other at the same instants, for ever.
+    experiment = small_experiment(ADPSGD(), workers=2, steps=40, lr=0.0)
+    cluster = Cluster(workers=2, compute=Constant(seconds=0.01), latency=latency)
+    experiment = dataclasses.replace(experiment, cluster=cluster)
+    simulation = Simulation(experiment, initial=lambda rank: torch.full((8,), float(rank)).double())
+    assert simulation.run().error is None
+    for node in simulation.nodes:
+        assert (node.parameters - 0.5).abs().max() < 1e-6
 
 
 # Local updates, slow momentum, DiLoCo

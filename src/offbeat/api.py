@@ -91,7 +91,7 @@ def run(
     """Run a method for real, each node as a process on this machine.
 
     Arguments are those of `simulate`; of the cluster the workers and the faults count, with two
-    workers if it is not given. The processes are spawned: a script calls this under
+    workers if it is not given. The processes import the script: it calls this under
     `if __name__ == "__main__"`.
 
     Raises:

@@ -50,7 +50,7 @@ class Run:
     """A run that has ended. `error` says why, if it ended badly; what it recorded is kept.
 
     Args:
-        mode: "simulated", "processes" or "loop".
+        mode: "simulated", "processes" or "replay".
         metrics: a row per evaluation.
         trace: what happened when.
         vector: the final model (d,).

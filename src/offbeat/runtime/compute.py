@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
+from queue import SimpleQueue
 from typing import Any, Literal
 
 import torch
@@ -15,9 +16,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..parameters import Layout
 from ..problems import Split
+from .scheduler import RunError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 EvaluatorName = Literal["serial", "vmap", "pool"]
+
+
+class EvaluatorError(RunError):
+    """An evaluator cannot compute this model's gradients."""
 
 
 class Job:
@@ -50,10 +56,17 @@ class EvaluationBuffer:
 
 
 class Evaluator(ABC):
-    """Computes gradients: `evaluate` sets `vector` and `loss` of every job."""
+    """Computes gradients at any time between being asked for them and having to answer."""
+
+    def ask(self, job: Job) -> None:
+        """Take in a job that will be needed."""
+
+    def drop(self, job: Job) -> None:
+        """A job that was asked for is not needed any more."""
 
     @abstractmethod
-    def evaluate(self, jobs: Sequence[Job]) -> None: ...
+    def answer(self, job: Job) -> None:
+        """Fill in `vector` and `loss` of a job that was asked for."""
 
     def close(self) -> None:
         """No more gradients are needed."""
@@ -66,16 +79,17 @@ class SerialEvaluator(Evaluator):
         self.buffer = EvaluationBuffer(module)
         self._loss = loss
         self._train = train
-        self._random = has_randomness(module)
 
-    def evaluate(self, jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            self.evaluate_one(job)
+    def answer(self, job: Job) -> None:
+        self.evaluate_one(job)
 
     def evaluate_one(self, job: Job) -> None:
+        # Dropout and its like repeat then, wherever they hide; it costs a microsecond.
+        torch.default_generator.manual_seed(job.seed)
+        self.evaluate_unseeded(job)
+
+    def evaluate_unseeded(self, job: Job) -> None:
         self.buffer.flat.copy_(job.snapshot)
-        if self._random:
-            torch.default_generator.manual_seed(job.seed)
         inputs, targets = self._train.inputs[job.indices], self._train.targets[job.indices]
         loss = self._loss(self.buffer.module(inputs), targets)
         gradients = torch.autograd.grad(loss, self.buffer.parameters)
@@ -84,7 +98,7 @@ class SerialEvaluator(Evaluator):
 
 
 class PoolEvaluator(Evaluator):
-    """One gradient per thread of a pool, each thread with a copy of the module.
+    """Gradients on a pool of threads, beside the simulation, each thread with its own module.
 
     Every thread computes with one core, so the bits are those of `SerialEvaluator` on one. The
     threads start with the first gradient and live until `close`.
@@ -93,24 +107,31 @@ class PoolEvaluator(Evaluator):
     def __init__(
         self, make_module: Callable[[], nn.Module], loss: Loss, train: Split, threads: int
     ) -> None:
-        # Modules are made here: threads that seed PyTorch's one generator would disturb each other.
-        self._evaluators = [SerialEvaluator(make_module(), loss, train) for _ in range(threads)]
-        self._pool = ThreadPoolExecutor(threads, "offbeat-gradient")
+        self._free: SimpleQueue[SerialEvaluator] = SimpleQueue()
+        for _ in range(threads):
+            # Not in the threads, which would disturb each other's use of the one generator.
+            self._free.put(SerialEvaluator(make_module(), loss, train))
+        self._pool = ThreadPoolExecutor(
+            threads, "offbeat-gradient", initializer=torch.set_num_threads, initargs=(1,)
+        )
+        self._under_way: dict[Job, Future[None]] = {}
 
-    def evaluate(self, jobs: Sequence[Job]) -> None:
-        left = iter(jobs)  # Shared: whichever thread is free takes the next.
-        working = [self._pool.submit(_work_off, left, each) for each in self._evaluators]
-        for thread in working:
-            thread.result()
+    def ask(self, job: Job) -> None:
+        self._under_way[job] = self._pool.submit(self._evaluate, job)
+
+    def drop(self, job: Job) -> None:
+        self._under_way.pop(job).cancel()
+
+    def answer(self, job: Job) -> None:
+        self._under_way.pop(job).result()
 
     def close(self) -> None:
-        self._pool.shutdown()
+        self._pool.shutdown(cancel_futures=True)
 
-
-def _work_off(left: Iterator[Job], evaluator: SerialEvaluator) -> None:
-    torch.set_num_threads(1)
-    for job in left:
-        evaluator.evaluate_one(job)
+    def _evaluate(self, job: Job) -> None:
+        evaluator = self._free.get()
+        evaluator.evaluate_unseeded(job)
+        self._free.put(evaluator)
 
 
 Programs = dict[tuple[Any, ...], Callable[..., Any]]
@@ -132,7 +153,7 @@ def _programs_of(problem: Hashable, seed: int) -> Programs:
 
 
 class VmapEvaluator(Evaluator):
-    """All gradients together: `torch.func.vmap` over a matrix (k, d) of snapshots.
+    """All gradients asked for together: `torch.func.vmap` over a matrix (k, d) of snapshots.
 
     The batched program is traced once for each k, which halves its cost in Python. A trace costs
     as much as a thousand gradients of a small model, so batches are filled up with repeated rows
@@ -153,11 +174,22 @@ class VmapEvaluator(Evaluator):
 
         self._batched = vmap(grad_and_value(loss_of))
         self._programs = {} if programs is None else programs
+        self._asked: list[Job] = []
 
-    def evaluate(self, jobs: Sequence[Job]) -> None:
+    def ask(self, job: Job) -> None:
+        self._asked.append(job)
+
+    def drop(self, job: Job) -> None:
+        if job.vector is None:
+            self._asked.remove(job)
+
+    def answer(self, job: Job) -> None:
+        if job.vector is not None:
+            return
         by_size: dict[int, list[Job]] = {}
-        for job in jobs:
-            by_size.setdefault(len(job.indices), []).append(job)
+        for asked in self._asked:
+            by_size.setdefault(len(asked.indices), []).append(asked)
+        self._asked.clear()
         for alike in by_size.values():
             for start in range(0, len(alike), self.SIZES[-1]):
                 self._evaluate_batch(alike[start : start + self.SIZES[-1]])
@@ -177,7 +209,13 @@ class VmapEvaluator(Evaluator):
         key = (inputs.shape, inputs.dtype, targets.shape, targets.dtype, snapshots.dtype)
         program = self._programs.get(key)
         if program is None:
-            program = make_fx(self._batched)(parameters, inputs, targets)
+            try:
+                program = make_fx(self._batched)(parameters, inputs, targets)
+            except Exception as error:
+                raise EvaluatorError(
+                    "this model's gradients cannot be computed together "
+                    f"({str(error).splitlines()[0]}); choose --evaluator serial"
+                ) from error
             self._programs[key] = program
         gradients, losses = program(parameters, inputs, targets)
         flat = torch.cat([gradients[name].reshape(k, -1) for name in self.layout.names], dim=1)
@@ -188,6 +226,19 @@ class VmapEvaluator(Evaluator):
 
 def has_randomness(module: nn.Module) -> bool:
     return any(isinstance(m, nn.modules.dropout._DropoutNd) for m in module.modules())
+
+
+def require_repeatable(evaluator: EvaluatorName, module: nn.Module) -> None:
+    """Refuse an evaluator that would not repeat a model with dropout to the bit.
+
+    Raises:
+        ValueError: what to choose instead.
+    """
+    if evaluator != "serial" and has_randomness(module):
+        raise ValueError(
+            f"evaluator {evaluator} cannot repeat a model with dropout to the bit; "
+            "choose serial, or leave the choice out"
+        )
 
 
 def choose_evaluator(module: nn.Module, jobs_in_flight: int) -> EvaluatorName:

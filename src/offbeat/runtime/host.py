@@ -64,6 +64,8 @@ class Status:
     idle: bool
     parked: bool
     """A worker awaits a gradient that the budget does not allow."""
+    stuck: bool
+    """A worker awaits anything else."""
     waiting: list[str]
     sent: dict[tuple[int, int], int]
     received: dict[tuple[int, int], int]
@@ -216,10 +218,16 @@ class Host(Executor):
 
     def status(self) -> Status:
         with self.lock:
-            idle = not self.requests and self.computing is None and not self._timers
+            # Once the budget is spent sleepers have nothing left to wake for.
+            asleep = bool(self._timers) and not self.parked
+            idle = not self.requests and self.computing is None and not asleep
             return Status(
                 idle=idle and self._running,
                 parked=bool(self.parked),
+                stuck=any(
+                    task.id == 0 and not task.node.is_server and task not in self.parked
+                    for task in self.scheduler.waiting()
+                ),
                 waiting=[task.describe() for task in self.scheduler.waiting()],
                 sent=dict(self.sent),
                 received=dict(self.received),

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .scheduler import Cause, Kind
+from .scheduler import Cause, Kind, RunError
 
 MAGIC = b"offbeat journal 1\0\0\0\0\0\0\0"
 _COUNT = struct.Struct("<Q")
@@ -22,7 +22,7 @@ _START = len(MAGIC) + _COUNT.size
 _GROWTH = 1 << 20
 
 
-class JournalError(ValueError):
+class JournalError(RunError, ValueError):
     """A file that is no journal, or one that the run being replayed does not follow."""
 
 

@@ -375,8 +375,8 @@ def distribute(
             optimizer.zero_grad()
 
     Ranks find each other as torchrun tells them to (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT);
-    without these the process is the only one. All begin at rank 0's parameters. Servers live on
-    the workers' ranks.
+    without these the process is the only one. They must be on one machine so far. All begin at
+    rank 0's parameters. Servers live on the workers' ranks.
 
     Args:
         model: its parameters become views of a buffer into which each step's snapshot is loaded.

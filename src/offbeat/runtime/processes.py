@@ -220,7 +220,11 @@ class Launcher:
     def _may_end(self, live: Sequence[Member]) -> bool:
         if self.stop_reason is not None:
             return True
-        return any(member.status is not None and member.status.parked for member in live)
+        statuses = [member.status for member in live if member.status is not None]
+        if self.experiment.method.synchronous and any(status.stuck for status in statuses):
+            # Each worker has its share, and none needs another any more.
+            return False
+        return any(status.parked for status in statuses)
 
     def _deadlock(self, live: Sequence[Member]) -> str:
         now = time.monotonic()

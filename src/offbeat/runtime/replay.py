@@ -34,6 +34,10 @@ INSIDE_A_STEP = {
 """Kinds that a role meets without being suspended."""
 
 
+class JournalEnds(JournalError):
+    """The node was killed here, or the journal is of another run."""
+
+
 class Reader:
     """One node's journal and how far it has been followed."""
 
@@ -62,9 +66,11 @@ class Reader:
     def take(self, task: int | None, *kinds: Kind) -> Entry:
         """The next entry, which must be of one of these kinds."""
         entry = self.head
-        if entry is None or entry.cause.kind not in kinds or task not in (None, entry.task):
+        if entry is None:
+            raise JournalEnds(f"the journal of node {self.rank} ends in the middle of a step")
+        if entry.cause.kind not in kinds or task not in (None, entry.task):
             wanted = " or ".join(kind.name.lower() for kind in kinds)
-            found = "its end" if entry is None else entry.cause.kind.name.lower()
+            found = entry.cause.kind.name.lower()
             raise JournalError(
                 f"the replay departs from the journal of node {self.rank} at entry "
                 f"{self.position}: the role's next step needs {wanted}, the journal has {found}; "
@@ -172,9 +178,21 @@ class Replay(Executor):
         if not reader.begun:
             return False
         while reader.head is not None and self._available(reader):
-            self._follow(reader, reader.head)
+            try:
+                self._follow(reader, reader.head)
+            except JournalEnds:
+                if not self._was_lost(reader.rank):
+                    raise
             moved = True
         return moved
+
+    def _was_lost(self, rank: int) -> bool:
+        """Whether any journal tells of that node's departure."""
+        return any(
+            entry.cause.kind is Kind.DEPARTURE and entry.cause.source == rank
+            for reader in self.readers.values()
+            for entry in reader.entries
+        )
 
     def _available(self, reader: Reader) -> bool:
         return all(

@@ -29,29 +29,19 @@ from .compute import (
     VmapEvaluator,
     choose_evaluator,
     programs_of,
+    require_repeatable,
 )
 from .network import ModelledNetwork
 from .scheduler import Executor, RunError, Scheduler, Task
 from .world import Progress, World, require_finite
 
 NEVER = 1 << 62
+MOST_WAKES = 100_000
+"""Sleeps without a gradient in between before a run counts as endless."""
 
 
 class Deadlock(RunError):
     """Every role waits, and nothing is on its way."""
-
-
-class Pending:
-    """A gradient that is being computed in virtual time."""
-
-    __slots__ = ("began", "cancelled", "job", "request", "task")
-
-    def __init__(self, task: Task, request: GradientRequest, began: int) -> None:
-        self.task = task
-        self.request = request
-        self.began = began
-        self.job: Any = None
-        self.cancelled = False
 
 
 class Link:
@@ -105,10 +95,12 @@ class Simulation(Executor):
         self._progress = progress
         self._initial = initial
         self._granted = 0
+        self._refused = False
+        self._wakes = 0
         self._allowed = experiment.gradients
         self._links: dict[tuple[int, int], Link] = {}
         self._meetings: dict[tuple[Group, tuple[int, int]], Meeting] = {}
-        self._uncomputed: list[Pending] = []
+        self._jobs: dict[GradientRequest, Job] = {}
         self._waiting_since: dict[int, int] = {}
         self._leaving: set[int] = set()
         self._slowed: dict[int, float] = {}
@@ -123,6 +115,7 @@ class Simulation(Executor):
         self.evaluator = experiment.evaluator
         if self.evaluator == "auto":
             self.evaluator = choose_evaluator(self.world.module, cluster.workers)
+        require_repeatable(self.evaluator, self.world.module)
         self._evaluator = self._make_evaluator()
         nodes = cluster.workers + len(self.world.servers)
         # The parameters of all nodes live in one matrix.
@@ -162,7 +155,7 @@ class Simulation(Executor):
 
     def run(self) -> Run:
         """Carry the experiment out. A run that ends badly keeps what it recorded, and says why."""
-        threads = torch.get_num_threads()
+        threads, generator = torch.get_num_threads(), torch.get_rng_state()
         torch.set_num_threads(self.experiment.threads)
         error: str | None = None
         try:
@@ -180,6 +173,7 @@ class Simulation(Executor):
         finally:
             self._evaluator.close()
             torch.set_num_threads(threads)
+            torch.set_rng_state(generator)
         return self._result(error)
 
     def begin(self) -> None:
@@ -224,16 +218,24 @@ class Simulation(Executor):
         if self.stop is not None:
             return
         waiting = self.scheduler.waiting()
-        if self._spent() or any(isinstance(task.waiting, GradientRequest) for task in waiting):
+        asking = [task for task in waiting if isinstance(task.waiting, GradientRequest)]
+        if asking or self._spent():
+            # Each worker of a synchronous method has its share, and none needs another any more.
+            stuck = [task for task in waiting if task.id == 0 and not task.node.is_server]
+            if self.method.synchronous and len(stuck) > len(asking):
+                raise Deadlock(self._deadlock(waiting))
             self.stop = "samples"
             return
         if not waiting:
             self.stop = "finished"
             return
+        raise Deadlock(self._deadlock(waiting))
+
+    def _deadlock(self, waiting: list[Task]) -> str:
         waits = "; ".join(task.describe() for task in waiting[:8])
         more = "" if len(waiting) <= 8 else f"; and {len(waiting) - 8} more"
         since = max(self._waiting_since.values(), default=self.clock.now)
-        raise Deadlock(
+        return (
             f"deadlock at {since / SECOND:.6g} s: every role waits and no message is "
             f"on its way: {waits}{more}"
         )
@@ -352,21 +354,21 @@ class Simulation(Executor):
     def request_gradient(self, task: Task, request: GradientRequest) -> None:
         rank = task.node.rank
         if self.stop is not None or self._spent() or request.step >= self._quota[rank]:
+            self._refused = True
             return
+        self._wakes = 0
         self._granted += 1
         now = self.clock.now
-        pending = Pending(task, request, now)
-        self._uncomputed.append(pending)
+        # Fixed from here on: the evaluator may compute it now, or with others, or when it is due.
+        job = self._jobs[request] = self.world.job(rank, request)
+        self._evaluator.ask(job)
         seconds = next(self._compute_times[rank])
         if self._slowed:
             seconds *= self._slowed.get(rank, 1.0)
-        self.clock.at(now + nanoseconds(seconds), self._computed, pending)
+        self.clock.at(now + nanoseconds(seconds), self._computed, (task, request, now))
 
     def cancelled(self, task: Task, request: GradientRequest) -> None:
-        for pending in self._uncomputed:
-            if pending.request is request:
-                pending.cancelled = True
-        # Computed already, together with others: its event finds the task moved on.
+        self._evaluator.drop(self._jobs.pop(request))
 
     def sleep(self, task: Task, seconds: float) -> None:
         self.clock.at(self.clock.now + nanoseconds(seconds), self._wake, task)
@@ -441,9 +443,16 @@ class Simulation(Executor):
         self.scheduler.drain()
 
     def _wake(self, task: Task) -> None:
-        if self.stop is None:
-            self.scheduler.resume(task)
-            self.scheduler.drain()
+        if self.stop is not None or (self._refused and self._granted == self.computed):
+            return  # The budget is spent and no gradient under way: nothing is left to wake for.
+        self._wakes += 1
+        if self._wakes > MOST_WAKES:
+            raise RunError(
+                f"{type(self.method).__name__} has slept {MOST_WAKES:,} times since it last asked "
+                "for a gradient, so its budget of samples is never spent; give budget.seconds"
+            )
+        self.scheduler.resume(task)
+        self.scheduler.drain()
 
     def _computed(self, pending: Pending) -> None:
         task, request = pending.task, pending.request

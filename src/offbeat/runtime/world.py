@@ -37,6 +37,7 @@ class World:
         if not self.layout.names:
             raise ValueError(f"{type(self.problem).__name__}: the model has no parameters")
         self.initial = torch.cat([p.detach().reshape(-1) for p in self.module.parameters()])
+        self._refuse_running_statistics()
         self._check_output()
         cluster = experiment.cluster
         self.workers = range(cluster.workers)
@@ -144,6 +145,15 @@ class World:
             consensus=consensus_distance([n.parameters for n in nodes if not n.is_server]),
             bytes=sent,
         )
+
+    def _refuse_running_statistics(self) -> None:
+        for name, module in self.module.named_modules():
+            if getattr(module, "track_running_stats", False):
+                raise ValueError(
+                    f"{type(self.problem).__name__}: {name} ({type(module).__name__}) keeps "
+                    "running statistics, which cannot be simulated yet; use GroupNorm or LayerNorm, or "
+                    "track_running_stats=False"
+                )
 
     def _check_output(self) -> None:
         split = self.data.train
