@@ -24,6 +24,7 @@ from ..trace import DELIVERED, FAULT_KINDS, LOST, Trace
 from .clock import SECOND, VirtualClock, nanoseconds
 from .compute import (
     Evaluator,
+    Job,
     PoolEvaluator,
     SerialEvaluator,
     VmapEvaluator,
@@ -368,7 +369,9 @@ class Simulation(Executor):
         self.clock.at(now + nanoseconds(seconds), self._computed, (task, request, now))
 
     def cancelled(self, task: Task, request: GradientRequest) -> None:
-        self._evaluator.drop(self._jobs.pop(request))
+        job = self._jobs.pop(request, None)
+        if job is not None:
+            self._evaluator.drop(job)
 
     def sleep(self, task: Task, seconds: float) -> None:
         self.clock.at(self.clock.now + nanoseconds(seconds), self._wake, task)
@@ -454,33 +457,21 @@ class Simulation(Executor):
         self.scheduler.resume(task)
         self.scheduler.drain()
 
-    def _computed(self, pending: Pending) -> None:
-        task, request = pending.task, pending.request
+    def _computed(self, asked: tuple[Task, GradientRequest, int]) -> None:
+        task, request, began = asked
         if task.waiting is not request or self.stop == "seconds":
             return
-        if pending.job is None:
-            self._compute_all()
-        job, now, rank = pending.job, self.clock.now, task.node.rank
-        assert job is not None
+        job, now, rank = self._jobs.pop(request), self.clock.now, task.node.rank
+        self._evaluator.answer(job)
         assert job.vector is not None
         require_finite(job.loss, rank, request.step, now / SECOND)
         self.computed += 1
         self.last_gradient = now
-        self.trace.rows["gradients"].append((rank, pending.began, now, job.loss))
+        self.trace.rows["gradients"].append((rank, began, now, job.loss))
         self.scheduler.resume(task, Gradient(job.vector, request.versions, job.loss))
         self.scheduler.drain()
         if self.computed * self._batch >= self._next_evaluation:
             self._evaluate()
-
-    def _compute_all(self) -> None:
-        """Every gradient in flight, together: each is fixed since it was asked for."""
-        due: list[Pending] = []
-        for pending in self._uncomputed:
-            if not pending.cancelled and pending.task.waiting is pending.request:
-                pending.job = self.world.job(pending.task.node.rank, pending.request)
-                due.append(pending)
-        self._uncomputed.clear()
-        self._evaluator.evaluate([pending.job for pending in due])
 
     def _arrive(self, link: Link) -> None:
         source, to, message, size, sent, begin = link.queue.popleft()
@@ -524,6 +515,9 @@ class Simulation(Executor):
         self.departed.add(rank)
         self._leaving.discard(rank)
         self.on_departure(node)
+        for task in self.scheduler.tasks[rank]:
+            if isinstance(task.waiting, GradientRequest):
+                self.cancelled(task, task.waiting)
         unread = self.scheduler.remove(rank)
         self.lost_messages += [(source, rank, message) for source, message in unread]
         now = self.clock.now

@@ -126,7 +126,8 @@ class World:
         experiment = self.experiment
         split = getattr(self.data, experiment.evaluate_on)
         self._judge.flat.copy_(vector)
-        with torch.no_grad():
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.default_generator.manual_seed(experiment.seed)
             # In parts whose activations stay in the cache: half the time for a convolutional net.
             outputs = [self._judge.module(part) for part in split.inputs.split(EVALUATED_AT_ONCE)]
             return self.problem.evaluate(torch.cat(outputs), split.targets)
@@ -151,8 +152,8 @@ class World:
             if getattr(module, "track_running_stats", False):
                 raise ValueError(
                     f"{type(self.problem).__name__}: {name} ({type(module).__name__}) keeps "
-                    "running statistics, which cannot be simulated yet; use GroupNorm or LayerNorm, or "
-                    "track_running_stats=False"
+                    "running statistics, which cannot be simulated yet; use GroupNorm or "
+                    "LayerNorm, or track_running_stats=False"
                 )
 
     def _check_output(self) -> None:
