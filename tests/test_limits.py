@@ -120,4 +120,4 @@ def test_what_cannot_be_batched_says_what_to_choose():
     assert run.error is not None
     assert "choose --evaluator serial" in run.error
     with pytest.raises(ValueError, match="evaluator pool cannot repeat a model with dropout"):
-        simulate(SGD(), network(nn.Dropout()), evaluator="pool")
+        simulate(SGD(), network(nn.Dropout()), cluster=Cluster(workers=2), evaluator="pool")
