@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from offbeat import Budget, Cluster, Method, Node, problems, simulate
-from offbeat.methods import SGD
+from offbeat.methods import METHODS, SGD
 from offbeat.problems import Digits, Split
 
 
@@ -121,3 +121,23 @@ def test_what_cannot_be_batched_says_what_to_choose():
     assert "choose --evaluator serial" in run.error
     with pytest.raises(ValueError, match="evaluator pool cannot repeat a model with dropout"):
         simulate(SGD(), network(nn.Dropout()), cluster=Cluster(workers=2), evaluator="pool")
+
+
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="device 'cuda:7' cannot be used"):
+        simulate(SGD(), cluster=Cluster(workers=1), device="cuda:7")
+
+
+def test_everything_lives_on_the_device_that_is_named():
+    named = simulate(SGD(), cluster=Cluster(workers=1), budget=Budget(samples=160), device="cpu")
+    assert named.vector.device.type == "cpu"
+    assert named.error is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_trains_on_a_gpu(name: str):
+    run = simulate(METHODS[name](), budget=Budget(samples=16_000), device="cuda")
+    assert run.error is None
+    assert run.vector.is_cuda
+    assert run.metrics[-1].loss < run.metrics[0].loss

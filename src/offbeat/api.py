@@ -31,6 +31,7 @@ def simulate(
     evaluate_on: Literal["validation", "test"] = "test",
     evaluator: Literal["auto", "serial", "vmap", "pool"] = "auto",
     threads: int = 1,
+    device: str = "cpu",
     progress: Progress | None = None,
     directory: Path | str | None = None,
 ) -> Run:
@@ -48,6 +49,7 @@ def simulate(
         evaluate_on: the part of the data that evaluations use.
         evaluator: how gradients are computed; chosen from the model if not given.
         threads: that PyTorch may use.
+        device: where models, data and parameters live, such as cpu or cuda:0.
         progress: called at each evaluation.
         directory: where the run is saved.
 
@@ -69,6 +71,7 @@ def simulate(
         evaluate_on=evaluate_on,
         evaluator=evaluator,
         threads=threads,
+        device=device,
     )
     return simulate_experiment(experiment, progress, directory)
 
@@ -85,6 +88,7 @@ def run(
     evaluate_every: int | None = None,
     evaluate_on: Literal["validation", "test"] = "test",
     threads: int = 1,
+    device: str = "cpu",
     progress: Progress | None = None,
     directory: Path | str | None = None,
 ) -> Run:
@@ -108,6 +112,7 @@ def run(
         evaluate_every=evaluate_every,
         evaluate_on=evaluate_on,
         threads=threads,
+        device=device,
     )
     return run_experiment(experiment, progress, directory)
 

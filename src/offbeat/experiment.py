@@ -66,6 +66,7 @@ class Experiment:
         evaluator: how the simulator computes gradients: one by one, batched, or on a pool of
             threads; chosen from the model if not given. Bits depend on it.
         threads: that PyTorch may use. Bits depend on it.
+        device: where models, data and parameters live, such as cpu or cuda:0.
     """
 
     method: Method
@@ -79,10 +80,16 @@ class Experiment:
     evaluate_on: Literal["validation", "test"] = "test"
     evaluator: Literal["auto", "serial", "vmap", "pool"] = "auto"
     threads: int = 1
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must not be negative")
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"device {self.device!r} cannot be used: {reason}") from error
         if self.threads < 1:
             raise ValueError(f"threads is {self.threads}; it must be at least 1")
         if self.evaluate_every is not None and self.evaluate_every < 1:

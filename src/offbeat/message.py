@@ -91,6 +91,16 @@ class Codec:
         duplicate.__dict__.update(values)
         return duplicate  # pyright: ignore[reportReturnType]
 
+    def to(self, message: T, device: torch.device) -> T:
+        """The message with its tensors on that device; itself if they are there."""
+        if all(message.__dict__[name].device == device for name in self.tensors):
+            return message
+        moved = object.__new__(self.cls)
+        moved.__dict__.update(message.__dict__)
+        for name in self.tensors:
+            moved.__dict__[name] = message.__dict__[name].to(device)
+        return moved  # pyright: ignore[reportReturnType]
+
     def pack(self, message: object) -> bytearray:
         """The message as bytes, its kind first.
 
@@ -214,7 +224,7 @@ def codec_of(cls: type) -> Codec:
 
 
 def unpack(packed: bytearray | memoryview) -> Any:
-    """The message that these bytes hold; its tensors are views of them.
+    """The message that these bytes hold; its tensors are views of them, on the CPU.
 
     Raises:
         MessageError: an unknown kind, or bytes that do not fit it.

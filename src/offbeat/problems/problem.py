@@ -33,6 +33,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def to(self, device: str) -> "Split":
+        """The same samples on that device."""
+        return Split(self.inputs.to(device), self.targets.to(device))
+
     def take(self, indices: Tensor) -> "Split":
         """The samples at `indices` (n,), copied."""
         return Split(self.inputs[indices], self.targets[indices])
@@ -45,6 +49,10 @@ class Data:
     train: Split
     validation: Split
     test: Split
+
+    def to(self, device: str) -> "Data":
+        """The same data on that device."""
+        return Data(self.train.to(device), self.validation.to(device), self.test.to(device))
 
 
 class Problem(ABC):

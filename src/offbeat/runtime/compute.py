@@ -86,6 +86,8 @@ class SerialEvaluator(Evaluator):
     def evaluate_one(self, job: Job) -> None:
         # Dropout and its like repeat then, wherever they hide; it costs a microsecond.
         torch.default_generator.manual_seed(job.seed)
+        if job.snapshot.is_cuda:
+            torch.cuda.manual_seed(job.seed)
         self.evaluate_unseeded(job)
 
     def evaluate_unseeded(self, job: Job) -> None:

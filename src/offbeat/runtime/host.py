@@ -49,7 +49,9 @@ class Snapshot:
     @classmethod
     def of(cls, node: Node) -> Snapshot:
         states = copy.deepcopy(node.states)
-        return cls(node.rank, node.is_server, node.parameters.clone(), states)
+        # To where it is evaluated the parameters go by way of the CPU.
+        parameters = node.parameters.clone().cpu()
+        return cls(node.rank, node.is_server, parameters, states)
 
     def state(self, state_type: type[S]) -> S:
         if state_type not in self.states:
@@ -409,9 +411,11 @@ class Host(Executor):
 
     def _receive(self, source: int, to: int, message: Any, sent: int) -> None:
         self._count(self.received, (source, to))
-        size = codec_of(type(message)).size(message)
-        outcome = DELIVERED if to in self.scheduler.nodes else LOST
-        self._record_message(source, to, message, size, sent, outcome)
+        codec, node = codec_of(type(message)), self.scheduler.nodes.get(to)
+        outcome = LOST if node is None else DELIVERED
+        self._record_message(source, to, message, codec.size(message), sent, outcome)
+        if node is not None:
+            message = codec.to(message, node.parameters.device)
         self.scheduler.deliver(to, source, message)
         self._drain()
 

@@ -120,7 +120,7 @@ class Simulation(Executor):
         self._evaluator = self._make_evaluator()
         nodes = cluster.workers + len(self.world.servers)
         # The parameters of all nodes live in one matrix.
-        self.matrix = torch.empty(nodes, self.world.layout.size, dtype=self.world.initial.dtype)
+        self.matrix = self.world.initial.new_empty(nodes, self.world.layout.size)
 
     @property
     def nodes(self) -> list[Node]:

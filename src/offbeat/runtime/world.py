@@ -31,7 +31,7 @@ class World:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         self.problem = experiment.problem
-        self.data = self.problem.data()
+        self.data = self.problem.data().to(experiment.device)
         self.module = self.make_module()
         self.layout = Layout.of(self.module)
         if not self.layout.names:
@@ -49,7 +49,7 @@ class World:
             Shard(i, rank, span)
             for i, (rank, span) in enumerate(zip(self.servers, spans, strict=True))
         )
-        indices = shard(IID(seed=experiment.seed), self.data.train.targets, cluster.workers)
+        indices = shard(IID(seed=experiment.seed), self.data.train.targets.cpu(), cluster.workers)
         batch_size = self.problem.batch_size
         self.batches = [
             Batches(part, batch_size, experiment.seed, rank) for rank, part in enumerate(indices)
@@ -59,7 +59,7 @@ class World:
         """The model as the seed decides it, the same at every call."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.experiment.seed)
-            return self.problem.model()
+            return self.problem.model().to(self.experiment.device)
 
     @property
     def hosts(self) -> list[int]:
