@@ -19,7 +19,7 @@ from offbeat.runtime.handshake import HEADER, MAGIC, VERSION, Kind, dial, header
 from offbeat.runtime.transport import Transport
 
 SECRET = b"the run's secret"
-PATIENCE = 5.0
+PATIENCE = 30.0
 """Seconds after which a test that waits fails."""
 
 

@@ -96,7 +96,7 @@ class Simulation(Executor):
         self._progress = progress
         self._initial = initial
         self._granted = 0
-        self._refused = False
+        self._refused: set[int] = set()
         self._wakes = 0
         self._allowed = experiment.gradients
         self._links: dict[tuple[int, int], Link] = {}
@@ -241,6 +241,9 @@ class Simulation(Executor):
             f"on its way: {waits}{more}"
         )
 
+    def _live_workers(self) -> list[int]:
+        return [rank for rank in self.scheduler.nodes if rank in self.world.workers]
+
     def _spent(self) -> bool:
         return self._granted >= self._allowed
 
@@ -355,7 +358,7 @@ class Simulation(Executor):
     def request_gradient(self, task: Task, request: GradientRequest) -> None:
         rank = task.node.rank
         if self.stop is not None or self._spent() or request.step >= self._quota[rank]:
-            self._refused = True
+            self._refused.add(rank)
             return
         self._wakes = 0
         self._granted += 1
@@ -446,8 +449,8 @@ class Simulation(Executor):
         self.scheduler.drain()
 
     def _wake(self, task: Task) -> None:
-        if self.stop is not None or (self._refused and self._granted == self.computed):
-            return  # The budget is spent and no gradient under way: nothing is left to wake for.
+        if self.stop is not None or self._refused.issuperset(self._live_workers()):
+            return  # No worker may go on, so nothing is left to wake for.
         self._wakes += 1
         if self._wakes > MOST_WAKES:
             raise RunError(
