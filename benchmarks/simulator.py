@@ -202,7 +202,7 @@ def main() -> None:
     if only in (None, "gradients"):
         for batch_size in (16, 32):
             against_plain_loop("digits, MLP 64-32-10", digits(batch_size, 64), 6400, repeats)
-        against_plain_loop("LeNet-5, 28x28 images", mnist_shaped(32), 1280, repeats)
+        against_plain_loop("LeNet-5, 28x28 images", mnist_shaped(32), 2560, repeats)
     if only in (None, "events"):
         by_event(repeats)
     if only in (None, "workers"):

@@ -149,6 +149,37 @@ def test_models_that_differ_are_refused_on_the_rank_that_differs(tmp_path: Path)
     assert (
         "the models differ: parameter 0.weight has shape (16, 64) on rank 0 and (8, 64) on rank 1"
     ) in ended[1].stderr
+    assert "on rank 0 and (8, 64) on rank 1" in ended[0].stderr, "the others are told"
+
+
+@pytest.mark.parametrize("name", ["ADPSGD", "StochasticGradientPush"])
+def test_the_others_finish_when_a_rank_dies_that_they_wait_for(name: str, tmp_path: Path):
+    run = {"method": name, "dies": [None, 20, None]}
+    ended = run_job(tmp_path, 3, {"run": run})
+    assert [rank.returncode for rank in ended] == [0, -9, 0], ended[0].stderr + ended[2].stderr
+    first, last = (torch.load(tmp_path / "run" / f"final-{rank}.pt") for rank in (0, 2))
+    assert torch.equal(first, last)
+
+
+def test_averagings_under_way_at_the_end_are_part_of_the_model(tmp_path: Path):
+    runs = {f"{k}": {"method": "ADPSGD", "steps": [5, 5], "record": True} for k in range(40)}
+    assert_fine(run_job(tmp_path, 2, runs))
+    for name in runs:
+        assert_common(tmp_path / name, methods.ADPSGD(), 2)
+
+
+def test_a_program_without_the_with_block_ends_and_leaves_no_file():
+    program = (
+        "import os, torch, offbeat; m = torch.nn.Linear(4, 1); print(os.getpid()); "
+        "o = torch.optim.SGD(m.parameters(), lr=0.1); "
+        "offbeat.distribute(m, o, method=offbeat.methods.SGD())"
+    )
+    plain = {key: value for key, value in os.environ.items() if key != "WORLD_SIZE"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=plain, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(Path("/tmp").glob(f"offbeat-{done.stdout.strip()}-*"))
 
 
 def test_gradients_of_a_rank_are_clipped(monkeypatch: pytest.MonkeyPatch):

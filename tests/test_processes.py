@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,6 +217,39 @@ def test_asynchronous_methods_compute_exactly_the_budget():
     run = run_processes(experiment(AsyncSGD(), 3, samples=1616))
     assert len(run.trace.gradients) == 101
     assert len(run.staleness) == 101
+
+
+def started(directory: Path, seconds: float) -> subprocess.Popen[str]:
+    """A long `offbeat run` in a process group of its own, some seconds old."""
+    options = ["--method", "ADPSGD", "--budget.samples", "10000000", "--out", str(directory)]
+    command = [sys.executable, "-m", "offbeat", "run", *options]
+    pipe = subprocess.PIPE
+    job = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not directory.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(seconds)
+    return job
+
+
+@pytest.mark.parametrize("seconds", [0.1, 1.0, 6.0])
+def test_ctrl_c_ends_a_run_at_once_and_quietly(seconds: float, tmp_path: Path):
+    job = started(tmp_path / "run", seconds)
+    os.killpg(job.pid, signal.SIGINT)
+    began = time.monotonic()
+    _, errors = job.communicate(timeout=60)
+    assert time.monotonic() - began < 7
+    assert job.returncode == 130
+    assert "Traceback" not in errors
+    assert not list(Path("/tmp").glob(f"offbeat-{job.pid}-*"))
+
+
+@pytest.mark.parametrize("seconds", [0.1, 2.0, 6.0])
+def test_nothing_outlives_a_launcher_that_is_killed(seconds: float, tmp_path: Path):
+    job = started(tmp_path / "run", seconds)
+    job.kill()
+    job.communicate(timeout=60)  # Until the last that holds its output has ended.
+    assert not list(Path("/tmp").glob(f"offbeat-{job.pid}-*"))
 
 
 def test_replay_notices_a_foreign_journal(tmp_path: Path):

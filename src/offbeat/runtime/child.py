@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import signal
 import sys
@@ -59,6 +60,7 @@ class Child:
         self._last_status: Status | None = None
         quota = self.experiment.quota
         self._quota = quota
+        self._sockets.mkdir(mode=0o700, exist_ok=True)
         self.tickets = Tickets(assignment.sockets / "tickets", self.experiment.gradients)
         self.host = Host(
             self.experiment.method,
@@ -137,15 +139,15 @@ class Child:
 
     def _on_tick(self) -> None:
         """Twenty milliseconds have passed: read orders, say how it stands."""
-        if not self._started:
-            return
-        try:
-            while self.pipe.poll():
-                self._obey(*self.pipe.recv())
-        except (EOFError, OSError):
+        if is_over(self.pipe):
             # The launcher is gone: nobody is left to report to, or to clean up after.
             shutil.rmtree(self._sockets, ignore_errors=True)
             os._exit(1)
+        if not self._started:
+            return
+        with contextlib.suppress(EOFError, OSError):
+            while self.pipe.poll():
+                self._obey(*self.pipe.recv())
         now = time.monotonic()
         status = self.host.status()
         news = status.idle and status != self._last_status
@@ -172,7 +174,27 @@ class Child:
             os._exit(1)
 
 
+def is_over(pipe: Any) -> bool:
+    """Whether the other end of a pipe is closed; reads nothing from it."""
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return bool(poll.poll(0))
+
+
 def main(assignment: Assignment, pipe: Any) -> None:
+    """A child's whole life."""
+    try:
+        _live(assignment, pipe)
+    finally:
+        if is_over(pipe):
+            shutil.rmtree(assignment.sockets, ignore_errors=True)
+        # Taking the interpreter down with torch in it takes longer than many a run.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def _live(assignment: Assignment, pipe: Any) -> None:
     # The launcher decides what an interrupt means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(assignment.experiment.threads)
@@ -189,7 +211,3 @@ def main(assignment: Assignment, pipe: Any) -> None:
         child.tell("failed", f"host {assignment.host}: {type(error).__name__}: {error}")
     finally:
         child.host.abort()
-    # Taking the interpreter down with torch in it takes longer than many a run.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)

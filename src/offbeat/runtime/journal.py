@@ -39,7 +39,8 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        os.ftruncate(self._fd, _GROWTH)
+        # Room is taken now: a page that the disk lacks when it is written to kills by SIGBUS.
+        os.posix_fallocate(self._fd, 0, _GROWTH)
         self._map = mmap.mmap(self._fd, _GROWTH)
         self._map[: len(MAGIC)] = MAGIC
         self._count = 0
@@ -48,7 +49,7 @@ class Journal:
     def append(self, task: int, cause: Cause, time: int) -> None:
         if self._position + _ENTRY.size > len(self._map):
             size = len(self._map) + _GROWTH
-            os.ftruncate(self._fd, size)
+            os.posix_fallocate(self._fd, 0, size)
             self._map.resize(size)
         kind, source, sequence = cause
         _ENTRY.pack_into(self._map, self._position, kind, task, source, 0, sequence, time)

@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Generator
 from dataclasses import fields
@@ -53,6 +54,14 @@ class Left:
 
 
 @message
+class Counts:
+    """The messages between nodes that the sender, whose loop is over, has had so far."""
+
+    sent: Tensor  # (ranks,) int64, to each
+    received: Tensor  # (ranks,) int64, from each
+
+
+@message
 class Finished:
     """The sender has all it needs of the others."""
 
@@ -66,6 +75,10 @@ class Copy:
     parameters: Tensor  # (d,)
     numbers: Tensor  # (m,) float64
     rank: int
+
+
+class RankGone(RunError):
+    """A rank from which something was awaited has ended."""
 
 
 class DistributedOptimizer(Optimizer):
@@ -107,7 +120,6 @@ class DistributedOptimizer(Optimizer):
                 f"{method.server_count} servers need as many ranks to live on; there are "
                 f"{self.world_size}"
             )
-        self._folder = Path(tempfile.mkdtemp(prefix=f"offbeat-{os.getpid()}-", dir="/tmp"))
         if record is not None:
             record.mkdir(parents=True, exist_ok=True)
         self._log = None if record is None else GradientLog(record, self.rank)
@@ -116,19 +128,30 @@ class DistributedOptimizer(Optimizer):
         self._settings = _settings(optimizer)
         self._changes = 0
         secret = _share(store, "secret", secrets.token_bytes(32) if self.rank == 0 else None)
-        self.host = Host(
-            method,
-            self._places,
-            self.rank,
-            listen=f"unix:{self._folder / 'socket'}",
-            secret=secret,
-            may_compute=lambda node, request: not self._over,
-            on_failure=lambda error: None,
-            journals=record,
-            on_word=self._on_word,
-        )
+        folder = Path(tempfile.mkdtemp(prefix=f"offbeat-{os.getpid()}-", dir="/tmp"))
         try:
-            self._join(store, method, seed)
+            self.host = Host(
+                method,
+                self._places,
+                self.rank,
+                listen=f"unix:{folder / 'socket'}",
+                secret=secret,
+                may_compute=lambda node, request: not self._over,
+                on_failure=lambda error: None,
+                on_tick=self._end_with_program,
+                journals=record,
+                on_word=self._on_word,
+            )
+            try:
+                self._meet(store)
+            except BaseException:
+                self._abort()
+                raise
+        finally:
+            # All are connected: no rank that is killed from here on leaves a file.
+            shutil.rmtree(folder, ignore_errors=True)
+        try:
+            self._join(method, seed)
         except BaseException:
             self._abort()
             raise
@@ -150,20 +173,31 @@ class DistributedOptimizer(Optimizer):
                     "of all of the module's parameters"
                 )
 
-    def _join(self, store: Store | None, method: Method, seed: int) -> None:
+    def _meet(self, store: Store | None) -> None:
+        """Connect to the other ranks, if all hold the same model."""
         layout = self.buffer.layout
         description = "\n".join(
             f"{name} {' '.join(map(str, shape))}"
             for name, shape in zip(layout.names, layout.shapes, strict=True)
         )
         first = _share(store, "layout", description.encode() if self.rank == 0 else None)
-        require_same_layout(_layout(first.decode()), layout, "rank 0", f"rank {self.rank}")
-        if store is not None:
-            store.set(f"address/{self.rank}", self.host.transport.address)
-            addresses = {
-                rank: store.get(f"address/{rank}").decode() for rank in range(self.world_size)
-            }
-            self.host.connect(addresses, self._timeout)
+        if store is None:
+            return
+        try:
+            require_same_layout(_layout(first.decode()), layout, "rank 0", f"rank {self.rank}")
+        except RunError as error:
+            # The others wait for an address; they are told why none comes.
+            store.set(f"address/{self.rank}", f"{_REFUSAL}{error}")
+            raise
+        store.set(f"address/{self.rank}", self.host.transport.address)
+        addresses = {rank: store.get(f"address/{rank}").decode() for rank in range(self.world_size)}
+        for address in addresses.values():
+            if address.startswith(_REFUSAL):
+                raise RunError(address.removeprefix(_REFUSAL))
+        self.host.connect(addresses, self._timeout)
+
+    def _join(self, method: Method, seed: int) -> None:
+        """Begin where rank 0 is."""
         self._agree_on_start()
         team = Team(self._named, self._user, self.buffer, method, self.world_size, seed)
         if self._log is not None:
@@ -187,6 +221,11 @@ class DistributedOptimizer(Optimizer):
         if isinstance(word, Left) and not self._over:
             self.host.retire(rank)
 
+    def _end_with_program(self) -> None:
+        """A program that leaves no `with` block must not wait for the transport's thread."""
+        if not threading.main_thread().is_alive():
+            self.host.transport.abort()
+
     def _tell_others(self, word: Any) -> None:
         for rank in range(self.world_size):
             if rank != self.rank and rank not in self.host.departed:
@@ -205,8 +244,10 @@ class DistributedOptimizer(Optimizer):
                         return word
                 if host.failure is not None:
                     raise RunError(str(host.failure)) from host.failure
+                if not self._over and any(isinstance(word, Left) for word in heard):
+                    raise RunError(f"rank {source} left its loop; rank {self.rank} awaited {what}")
                 if source in host.departed:
-                    raise RunError(f"rank {source} is gone; rank {self.rank} awaited {what}")
+                    raise RankGone(f"rank {source} is gone; rank {self.rank} awaited {what}")
                 if not host.changed.wait(max(0.0, deadline - time.monotonic())):
                     raise RunError(
                         f"rank {self.rank} awaited {what} for {self._timeout:g} s in vain"
@@ -254,9 +295,10 @@ class DistributedOptimizer(Optimizer):
     def _next(self) -> None:
         """Wait for the worker's next request and load its snapshot into the module."""
         waited = 0.0
-        while (asked := self.host.next_request(NOTICE)) is None:
+        notice = min(NOTICE, self._timeout)
+        while (asked := self.host.next_request(notice)) is None:
             self._raise_failure()
-            waited += NOTICE
+            waited += notice
             waits = "; ".join(self.host.status().waiting)
             if waited >= self._timeout:
                 raise RunError(f"rank {self.rank} has waited for {waited:.0f} s: {waits}")
@@ -302,9 +344,10 @@ class DistributedOptimizer(Optimizer):
         for rank in range(self.world_size):
             if rank == self.rank or rank in host.departed:
                 continue
-            for _ in range(self._places.count(rank)):
-                received = self._await(Copy, rank, f"rank {rank}'s copy for consensus()")
-                copies[received.rank] = _snapshot(received, self.node)
+            with self._bearing_loss():
+                for _ in range(self._places.count(rank)):
+                    received = self._await(Copy, rank, f"rank {rank}'s copy for consensus()")
+                    copies[received.rank] = _snapshot(received, self.node)
         return host.scheduler.method.model([copies[rank] for rank in sorted(copies)])
 
     # The end
@@ -335,8 +378,10 @@ class DistributedOptimizer(Optimizer):
         others = [rank for rank in range(self.world_size) if rank != self.rank]
         for rank in others:
             if rank not in host.departed:
-                self._await(Left, rank, f"rank {rank} to leave its loop")
+                with self._bearing_loss():
+                    self._await(Left, rank, f"rank {rank} to leave its loop")
                 self._raise_failure()
+        self._settle()
         self.buffer.flat.copy_(self._common_model())
         self._tell_others(Finished(self.node.requests))
         for rank in others:
@@ -346,13 +391,59 @@ class DistributedOptimizer(Optimizer):
         host.finish()
         host.close()
 
+    def _bearing_loss(self) -> contextlib.AbstractContextManager[None]:
+        """A rank may be gone, if the method goes on without it."""
+        survives = self.host.scheduler.method.survives_loss
+        return contextlib.suppress(RankGone) if survives else contextlib.nullcontext()
+
+    def _settle(self) -> None:
+        """Wait until no message of a node is on its way: averagings may still be answered.
+
+        Nobody's loop goes on, so a node acts on messages only. Once the counts at both ends of
+        every connection are equal, none is under way, and none will be.
+        """
+        host, told = self.host, None
+        known: dict[int, Counts] = {}
+        deadline = time.monotonic() + self._timeout
+        while True:
+            with host.lock:
+                own = self._counts()
+                known[self.rank] = own
+                for rank, heard in host.heard.items():
+                    for word in [word for word in heard if isinstance(word, Counts)]:
+                        heard.remove(word)
+                        known[rank] = word
+                live = [r for r in range(self.world_size) if r not in host.departed]
+            if told is None or not (
+                own.sent.equal(told.sent) and own.received.equal(told.received)
+            ):
+                self._tell_others(own)
+                told = own
+            if all(r in known for r in live) and all(
+                known[a].sent[b] == known[b].received[a] for a in live for b in live
+            ):
+                return
+            self._raise_failure()
+            if time.monotonic() > deadline:
+                raise RunError(f"rank {self.rank} awaited the last messages in vain")
+            with host.lock:
+                host.changed.wait(0.01)
+
+    def _counts(self) -> Counts:
+        """Of this rank's nodes, with those of each rank."""
+        counts = torch.zeros(2, self.world_size, dtype=torch.int64)
+        for (_, to), count in self.host.sent.items():
+            counts[0, self._places[to]] += count
+        for (source, _), count in self.host.received.items():
+            counts[1, self._places[source]] += count
+        return Counts(counts[0], counts[1])
+
     def _abort(self) -> None:
         self._over = True
         self.host.finish()
         self.host.abort()
         if self._log is not None:
             self._log.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def distribute(
@@ -406,6 +497,8 @@ def distribute(
 _STORES: list[tuple[Store, int, int]] = []
 """The job's rendezvous, once met: there is one for each process, as torchrun's is."""
 _USES = itertools.count()
+_REFUSAL = "refused: "
+"""Begins what a rank that cannot take part says in place of its address."""
 
 
 def _settings(optimizer: Optimizer) -> list[dict[str, Any]]:

@@ -8,11 +8,11 @@ import os
 import secrets
 import shutil
 import signal
-import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,7 @@ class Launcher:
         self.notes: list[str] = []
         self.stop_reason: str | None = None
         self.members: list[Member] = []
+        self.tickets: Tickets | None = None
         self.journals = None if directory is None else directory / "journals"
         if self.journals is not None:
             shutil.rmtree(self.journals, ignore_errors=True)
@@ -91,9 +92,9 @@ class Launcher:
 
     def run(self) -> Run:
         """Carry the run out; leaves no process and no file but the run directory's behind."""
-        # Beneath /tmp whatever TMPDIR says: a Unix socket's path has at most 107 bytes.
-        self.sockets = Path(tempfile.mkdtemp(prefix=f"offbeat-{os.getpid()}-", dir="/tmp"))
-        self.tickets = Tickets(self.sockets / "tickets", self.experiment.gradients)
+        # Beneath /tmp whatever TMPDIR says: a Unix socket's path has at most 107 bytes. The
+        # children make it: they are there to remove it should this process be killed.
+        self.sockets = Path(f"/tmp/offbeat-{os.getpid()}-{secrets.token_hex(8)}")
         error: str | None = None
         try:
             try:
@@ -103,11 +104,16 @@ class Launcher:
             except KeyboardInterrupt:
                 self.stop_reason = "interrupted"
                 self._tell("stop")
-            self._collect()
+            if self._began:
+                self._collect()
         except RunError as failure:
             error, self.stop_reason = str(failure), "error"
+        except KeyboardInterrupt:
+            # A second one: whoever has not reported yet is not waited for.
+            self.stop_reason = "interrupted"
         finally:
-            self._end()
+            with uninterrupted():
+                self._end()
         return self._result(error)
 
     # Beginning
@@ -116,7 +122,9 @@ class Launcher:
         # One server process imports torch once; every child is forked from it, not from here.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["offbeat.runtime.child"])
-        # Interrupts are the launcher's to handle; the server inherits that they are blocked.
+        # Interrupts are the launcher's to handle; the server inherits that they are blocked. The
+        # tracker comes first, for its own start unblocks them.
+        resource_tracker.ensure_running()
         masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             forkserver.ensure_running()
@@ -146,6 +154,7 @@ class Launcher:
             assert member.layout is not None
             require_same_layout(self.world.layout, member.layout, self.members[0].names,
                                 member.names)  # fmt: skip
+        self.tickets = Tickets(self.sockets / "tickets", self.experiment.gradients)
         self._tell("addresses", {i: m.address for i, m in enumerate(self.members)})
         self._await(lambda member: member.connected, deadline, "find each other")
         self._began = time.monotonic_ns()
@@ -291,6 +300,7 @@ class Launcher:
     def _evaluate_when_due(self) -> None:
         batch = self.experiment.problem.batch_size
         if self._asked_at is None:
+            assert self.tickets is not None
             taken = self.tickets.taken * batch
             if taken >= self._next_evaluation and self.stop_reason is None:
                 self._asked += 1
@@ -420,7 +430,7 @@ class Launcher:
             if not member.pipe.closed and member.snapshots is None:
                 self._send(member, "abort")
         self._tell("close")
-        patience = FAREWELL if self.stop_reason != "error" else 1.0
+        patience = FAREWELL if self._began and self.stop_reason != "error" else 1.0
         deadline = time.monotonic() + patience
         started = [member for member in self.members if member.process.pid is not None]
         while any(m.process.is_alive() for m in started) and time.monotonic() < deadline:
@@ -430,7 +440,8 @@ class Launcher:
             member.process.kill()
             member.process.join()
             member.pipe.close()
-        self.tickets.close()
+        if self.tickets is not None:
+            self.tickets.close()
         shutil.rmtree(self.sockets, ignore_errors=True)
 
     def _result(self, error: str | None) -> Run:
@@ -459,6 +470,19 @@ class Launcher:
             error=error,
             notes=self.notes,
         )
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Generator[None]:
+    """Ignore interrupts, where they arrive."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def require_same_layout(expected: Layout, found: Layout, expected_at: str, found_at: str) -> None:

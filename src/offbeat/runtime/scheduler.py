@@ -318,7 +318,7 @@ class Scheduler:
                 return
             except RunError:
                 raise
-            except Exception as raised:
+            except (Exception, SystemExit) as raised:
                 self._failed(task, raised)
                 return
             value = None
@@ -393,7 +393,7 @@ class Scheduler:
         for watcher in task.watchers:
             self.resume(watcher, value, error)
 
-    def _failed(self, task: Task, raised: Exception) -> None:
+    def _failed(self, task: Task, raised: BaseException) -> None:
         if task.watchers or (isinstance(raised, PeerLost) and not task.is_role):
             # Whoever awaits what it started gets the exception.
             self._finish(task, None, raised)
@@ -412,7 +412,7 @@ class Scheduler:
             f"({last.filename.rsplit('/', 1)[-1]}:{last.lineno})"
         ) from raised
 
-    def _culprit(self, raised: Exception) -> traceback.FrameSummary:
+    def _culprit(self, raised: BaseException) -> traceback.FrameSummary:
         """The innermost frame in the method's own file, else the innermost."""
         frames = traceback.extract_tb(raised.__traceback__)
         own = getattr(sys.modules.get(type(self.method).__module__), "__file__", None)
