@@ -136,7 +136,7 @@ def by_workers(repeats: int) -> None:
     print("  workers " + "".join(f"{type(method).__name__:>24}" for method in methods))
     for workers in (8, 64, 512, 4096):
         problem = digits(16, workers)
-        gradients = max(6400, 4 * workers)
+        gradients = workers * max(8, 6400 // workers)
         for method in methods:
             simulate(method, problem, workers, workers)
         times: list[list[float]] = [[] for _ in methods]

@@ -139,10 +139,6 @@ class Child:
 
     def _on_tick(self) -> None:
         """Twenty milliseconds have passed: read orders, say how it stands."""
-        if is_over(self.pipe):
-            # The launcher is gone: nobody is left to report to, or to clean up after.
-            shutil.rmtree(self._sockets, ignore_errors=True)
-            os._exit(1)
         if not self._started:
             return
         with contextlib.suppress(EOFError, OSError):
@@ -174,15 +170,24 @@ class Child:
             os._exit(1)
 
 
-def is_over(pipe: Any) -> bool:
-    """Whether the other end of a pipe is closed; reads nothing from it."""
+def is_over(pipe: Any, seconds: float | None = 0.0) -> bool:
+    """Whether the other end of a pipe is closed, or is within that time; reads nothing from it."""
     poll = select.poll()
     poll.register(pipe, 0)
-    return bool(poll.poll(0))
+    return bool(poll.poll(None if seconds is None else 1000 * seconds))
+
+
+def _end_with_launcher(assignment: Assignment, pipe: Any) -> None:
+    """Once the launcher is gone nobody is left to report to, or to clean up after."""
+    is_over(pipe, None)
+    shutil.rmtree(assignment.sockets, ignore_errors=True)
+    os._exit(1)
 
 
 def main(assignment: Assignment, pipe: Any) -> None:
     """A child's whole life."""
+    # A thread of its own, for a role that blocks may hold the host's lock.
+    threading.Thread(target=_end_with_launcher, args=(assignment, pipe), daemon=True).start()
     try:
         _live(assignment, pipe)
     finally:

@@ -449,7 +449,8 @@ class Simulation(Executor):
         self.scheduler.drain()
 
     def _wake(self, task: Task) -> None:
-        if self.stop is not None or self._refused.issuperset(self._live_workers()):
+        all_refused = self._refused and self._refused.issuperset(self._live_workers())
+        if self.stop is not None or all_refused:
             return  # No worker may go on, so nothing is left to wake for.
         self._wakes += 1
         if self._wakes > MOST_WAKES:

@@ -1,0 +1,146 @@
+import functools
+import threading
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from offbeat.methods import AsyncSGD
+from offbeat.parameters import Layout, ParameterOptimizer
+from offbeat.problems import Digits
+from offbeat.runtime.compute import (
+    Job,
+    PoolEvaluator,
+    SerialEvaluator,
+    VmapEvaluator,
+    programs_of,
+)
+from offbeat.testing import simulated, small_experiment
+
+PROBLEM = Digits(hidden=8)
+TRAIN = PROBLEM.data().train
+
+
+def jobs(count):
+    generator = torch.Generator().manual_seed(0)
+    size = Layout.of(PROBLEM.model()).size
+    return [
+        Job(
+            0.1 * torch.randn(size, generator=generator),
+            torch.randint(len(TRAIN), (4,), generator=generator),
+            seed,
+        )
+        for seed in range(count)
+    ]
+
+
+def evaluators():
+    return {
+        "serial": SerialEvaluator(PROBLEM.model(), PROBLEM.loss, TRAIN),
+        "vmap": VmapEvaluator(PROBLEM.model(), PROBLEM.loss, TRAIN),
+        "pool": PoolEvaluator(PROBLEM.model, PROBLEM.loss, TRAIN, 2),
+    }
+
+
+@pytest.mark.parametrize("name", ["serial", "vmap", "pool"])
+@pytest.mark.parametrize("count", [1, 5, 130])
+def test_evaluators_compute_what_autograd_does(name, count):
+    evaluator, asked = evaluators()[name], jobs(count)
+    for job in asked:
+        evaluator.ask(job)
+    for job in reversed(asked):
+        evaluator.answer(job)
+    evaluator.close()
+    module = PROBLEM.model()
+    for job in asked:
+        nn.utils.vector_to_parameters(job.snapshot, module.parameters())
+        loss = F.cross_entropy(module(TRAIN.inputs[job.indices]), TRAIN.targets[job.indices])
+        expected = torch.cat(
+            [g.reshape(-1) for g in torch.autograd.grad(loss, module.parameters())]
+        )
+        torch.testing.assert_close(job.vector, expected, rtol=1e-5, atol=1e-6)
+        assert job.loss == pytest.approx(loss.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["serial", "vmap", "pool"])
+def test_a_dropped_job_does_not_disturb_the_others(name):
+    evaluator, (first, dropped, late, last) = evaluators()[name], jobs(4)
+    for job in (first, dropped, late, last):
+        evaluator.ask(job)
+    evaluator.drop(dropped)
+    evaluator.answer(first)
+    evaluator.drop(late)
+    evaluator.answer(last)
+    evaluator.close()
+    assert first.vector is not None
+    assert last.vector is not None
+    if name == "vmap":
+        assert dropped.vector is None
+
+
+def test_the_threads_of_a_pool_end_with_the_run():
+    experiment = small_experiment(AsyncSGD(), problem=PROBLEM, steps=5, evaluator="pool")
+    before = threading.active_count()
+    simulated(experiment)
+    assert threading.active_count() == before
+
+
+def test_equal_problems_and_seeds_share_their_programs():
+    assert programs_of(Digits(hidden=9), 0) is programs_of(Digits(hidden=9), 0)
+    assert programs_of(Digits(hidden=9), 0) is not programs_of(Digits(hidden=9), 1)
+    assert programs_of(Digits(hidden=9), 0) is not programs_of(Digits(hidden=10), 0)
+
+
+def test_a_problem_that_cannot_be_hashed_shares_no_programs():
+    @dataclass(frozen=True, kw_only=True)
+    class Listed(Digits):
+        extra: list[int] = field(default_factory=list)
+
+    assert programs_of(Listed(), 0) is not programs_of(Listed(), 0)
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        functools.partial(torch.optim.SGD, lr=0.1),
+        functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
+        functools.partial(torch.optim.Adam, lr=0.1, amsgrad=True),
+        functools.partial(torch.optim.AdamW, lr=0.1, foreach=True),
+        functools.partial(torch.optim.Adam, lr=0.1, fused=True),
+        functools.partial(torch.optim.RMSprop, lr=0.1, momentum=0.5),
+        functools.partial(torch.optim.Adagrad, lr=0.1),
+        functools.partial(torch.optim.Adadelta, lr=0.1),
+        functools.partial(torch.optim.Rprop, lr=0.1),
+        functools.partial(torch.optim.NAdam, lr=0.1),
+        functools.partial(torch.optim.ASGD, lr=0.1),
+    ],
+)
+def test_steps_are_those_of_torch_to_the_bit(factory):
+    module = PROBLEM.model()
+    layout = Layout.of(module)
+    vector = layout.flatten([p.detach() for p in module.parameters()])
+    optimizer = ParameterOptimizer(vector, layout, lambda named: factory([p for _, p in named]))
+    plain = factory(module.parameters())
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        gradient = torch.randn(layout.size, generator=generator)
+        for parameter, view in zip(module.parameters(), layout.views(gradient), strict=True):
+            parameter.grad = view.clone()
+        plain.step()
+        optimizer.step(gradient)
+    assert torch.equal(vector, layout.flatten([p.detach() for p in module.parameters()]))
+
+
+def test_an_optimizer_with_step_hooks_keeps_them():
+    class Counting(torch.optim.SGD):
+        def __init__(self, parameters):
+            super().__init__(parameters, lr=0.1)
+            self.steps = 0
+            self.register_step_post_hook(lambda *_: setattr(self, "steps", self.steps + 1))
+
+    layout = Layout(("w",), ((3,),))
+    optimizer = ParameterOptimizer(torch.zeros(3), layout, lambda n: Counting([p for _, p in n]))
+    optimizer.step(torch.ones(3))
+    assert optimizer.inner.steps == 1
