@@ -211,3 +211,14 @@ def test_random_bytes_after_a_true_kind_never_raise_anything_else():
         packed = bytearray(kind + rng.randbytes(rng.randrange(400)))
         with pytest.raises(MessageError):
             unpack(packed)
+
+
+def test_a_message_goes_to_the_device_of_its_receiver():
+    sent = Everything(torch.ones(2), 1, torch.ones(3), 2.0, True)
+    codec = codec_of(Everything)
+    assert codec.to(sent, torch.device("cpu")) is sent
+    moved = codec.to(sent, torch.device("meta"))
+    assert moved.first.is_meta
+    assert moved.second.is_meta
+    assert (moved.whole, moved.real, moved.flag) == (1, 2.0, True)
+    assert not sent.first.is_meta
