@@ -13,7 +13,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(READY)
 
-# Compare all methods in the simulator, then run one for real and replay that run.
+# Compare all methods in the simulator and write the report; run one for real and replay that run.
 demo: $(READY)
 	rm -rf demo
 	$(BIN)/offbeat compare --config examples/digits.yaml --out demo/comparison

@@ -1,7 +1,10 @@
-"""Scripts: methods of a test's own, whose roles are plain coroutine functions."""
+"""Scripts: methods of a test's own, whose roles are plain coroutine functions; and a web site."""
 
+import http.server
+import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import hypothesis
@@ -45,3 +48,31 @@ def run_script(worker, *others, workers=2, **settings):
 @pytest.fixture(scope="session")
 def script():
     return run_script
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home folder of its own, and no folder named by the environment."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.delenv("OFFBEAT_DATA", raising=False)
+    return tmp_path / "home"
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def site(tmp_path, home):
+    """A folder and the address at which it is served."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    handler = partial(QuietHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield folder, f"http://127.0.0.1:{server.server_address[1]}/"
+        server.shutdown()
+        thread.join()

@@ -13,13 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from offbeat import methods
+from offbeat import methods, reestimate_statistics
 from offbeat.problems import IID, Batches, Digits, shard
 from offbeat.runtime.loop import distribute
 
 
 def network(hidden: int = 16) -> nn.Module:
     return nn.Sequential(nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, 10))
+
+
+def normalised() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 10)
+    )
 
 
 def optimizer_of(module: nn.Module) -> torch.optim.Optimizer:
@@ -40,11 +46,14 @@ def train(out: Path, settings: dict) -> None:
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     torch.set_num_threads(1)
     torch.manual_seed(rank)
-    model = network(settings.get("hidden", [16] * size)[rank])
+    if settings.get("batch_norm"):
+        model = normalised()
+    else:
+        model = network(settings.get("hidden", [16] * size)[rank])
     optimizer = optimizer_of(model)
     method = getattr(methods, settings["method"])(**settings.get("fields", {}))
     data = Digits().data()
-    indices = shard(IID(seed=0), data.train.targets, size)[rank]
+    indices = shard(IID(), data.train.targets, size)[rank]
     batches = Batches(indices, 16, 0, rank)
     steps = settings["steps"][rank]
     result = {"losses": []}
@@ -65,6 +74,11 @@ def train(out: Path, settings: dict) -> None:
         if settings.get("consensus"):
             with optimizer.consensus() as common:
                 result["consensus"] = [p.sum().item() for p in common.parameters()]
+    if settings.get("batch_norm"):
+        torch.save(model.state_dict(), out / f"own-{rank}.pt")
+        torch.manual_seed(0)
+        reestimate_statistics(model, data.train.inputs.split(256))
+        torch.save(model.state_dict(), out / f"estimated-{rank}.pt")
     result["lr"] = [group["lr"] for group in optimizer.param_groups]
     final = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
     torch.save(final, out / f"final-{rank}.pt")

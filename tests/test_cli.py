@@ -186,7 +186,7 @@ def test_a_run_directory_repeats_its_run_to_the_bit(here, capsys):
     out = capsys.readouterr().out
     assert "repeat     offbeat simulate --config first/experiment.yaml" in out
     assert main(["simulate", "--config", "first/experiment.yaml", "--out", "second"]) == 0
-    for name in ("parameters.safetensors", "metrics.csv", "experiment.yaml"):
+    for name in ("model.safetensors", "metrics.csv", "experiment.yaml"):
         assert (here / "first" / name).read_bytes() == (here / "second" / name).read_bytes()
     config = yaml.safe_load((here / "first/experiment.yaml").read_text())
     assert config["evaluator"] != "auto"
@@ -220,8 +220,8 @@ def test_a_users_file_gives_method_and_problem_here_and_in_a_fresh_process(mine,
         text=True,
     )
     assert again.returncode == 0, again.stderr
-    first = load_file("first/parameters.safetensors")
-    second = load_file("elsewhere/second/parameters.safetensors")
+    first = load_file("first/model.safetensors")
+    second = load_file("elsewhere/second/model.safetensors")
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -258,9 +258,9 @@ def test_a_real_run_is_replayed_to_the_bit(here, capsys):
     assert "run as processes: 2 workers + 1 server" in capsys.readouterr().out
     assert main(["replay", "real"]) == 0
     assert "all 20 parameters equal to the bit" in capsys.readouterr().out
-    spoiled = load_file("real/parameters.safetensors")
+    spoiled = load_file("real/model.safetensors")
     spoiled["weight"][3] += 1.0
-    save_file(spoiled, "real/parameters.safetensors")
+    save_file(spoiled, "real/model.safetensors")
     assert main(["replay", "real"]) == 1
     assert "1 of 20 parameters differ" in capsys.readouterr().err
 
@@ -288,10 +288,10 @@ def test_help_and_version(capsys):
 
 
 def test_exit_code_and_line_of_a_real_process(here):
-    argv = [sys.executable, "-m", "offbeat", "simulate", "--method", "AsyncSDG"]
+    argv = [sys.executable, "-m", "offbeat", "simulate", "--method", "SlowMoo"]
     done = subprocess.run(argv, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == "offbeat: there is no method AsyncSDG; did you mean AsyncSGD?\n"
+    assert done.stderr == "offbeat: there is no method SlowMoo; did you mean SlowMo?\n"
     assert done.stdout == ""
 
 
@@ -460,7 +460,7 @@ def test_python_and_the_command_line_give_the_same_bits(here):
         directory="python",
     )
     assert main(["simulate", "--method", "LocalSGD", *SMALL, "--seed", "5", "--out", "cli"]) == 0
-    stored = load_file("cli/parameters.safetensors")
+    stored = load_file("cli/model.safetensors")
     assert torch.equal(stored["weight"], run.parameters["weight"])
     assert Path("python/experiment.yaml").read_text() == Path("cli/experiment.yaml").read_text()
 

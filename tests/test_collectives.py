@@ -1,20 +1,32 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offbeat.cluster import Cluster
-from offbeat.collectives import Chunk, chunk_bounds, ring_mean
+from offbeat.collectives import ALGORITHMS, Chunk, chunk_bounds, cost
 from offbeat.message import codec_of
 from offbeat.methods import AllReduceSGD, RingAllReduceSGD
+from offbeat.runtime.network import UniformNetwork
+from offbeat.runtime.processes import run_processes
+from offbeat.runtime.replay import replay_run
 from offbeat.runtime.simulated import Simulation
 from offbeat.testing import small_experiment
 
 HEADER = codec_of(Chunk).size(Chunk(torch.empty(0), 0, 0))
 FREE = Cluster(workers=4, latency=0.0, bandwidth=float("inf"))
+BYTES_SENT = {  # by all members together, of vectors of S bytes, over S
+    "ring": lambda n: 2 * (n - 1),
+    "whole-ring": lambda n: n * (n - 1),
+    "direct": lambda n: n * (n - 1),
+    "tree": lambda n: 2 * (n - 1),
+    "server": lambda n: 2 * (n - 1),
+}
+every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 
 
 def ns(seconds):
@@ -29,14 +41,25 @@ def test_chunks_cover_the_vector_and_differ_by_one_at_most(size, parts):
     assert max(lengths) - min(lengths) <= 1
 
 
-@given(st.integers(1, 7), st.integers(0, 20), st.integers(0, 100))
-def test_ring_mean_is_the_mean(n, size, seed):
+@every_algorithm
+@given(st.integers(1, 9), st.integers(0, 20), st.integers(0, 100))
+def test_the_mean_is_the_mean(algorithm, n, size, seed):
     values = torch.randn(n, size, generator=torch.Generator().manual_seed(seed)).double()
-    torch.testing.assert_close(ring_mean(list(values)), values.mean(dim=0), rtol=0, atol=1e-12)
+    mean = ALGORITHMS[algorithm].mean(list(values))
+    torch.testing.assert_close(mean, values.mean(dim=0), rtol=0, atol=1e-12)
 
 
-def reduce_once(script, n, size, delays, collectives, latency=3e-4, bandwidth=1e5):
-    """All workers enter one all-reduce after their delays: (Simulation, results, exit times)."""
+def test_the_order_of_summation_is_the_documented_one():
+    big = [torch.tensor([x], dtype=torch.double) for x in (1e20, 1.0, -1e20, 1.0)]
+    # ((x0 + x1) + x2) + x3, and (x0 + x1) + (x2 + x3).
+    for algorithm in ("whole-ring", "direct", "server"):
+        assert ALGORITHMS[algorithm].mean(big).item() == 0.25
+    assert ALGORITHMS["tree"].mean(big).item() == 0.0
+    assert ALGORITHMS["ring"].mean(big).item() == 0.25
+
+
+def reduce_once(script, n, size, delays, algorithm, latency=3e-4, bandwidth=1e5, **settings):
+    """All workers enter one all-reduce after their delays: (Simulation, exit times)."""
     values = torch.randn(n, size, generator=torch.Generator().manual_seed(size), dtype=torch.double)
     results, left = {}, {}
 
@@ -45,49 +68,110 @@ def reduce_once(script, n, size, delays, collectives, latency=3e-4, bandwidth=1e
         results[node.rank] = await node.all_reduce(values[node.rank])
         left[node.rank] = ns(node.now)
 
-    cluster = Cluster(workers=n, latency=latency, bandwidth=bandwidth, collectives=collectives)
+    cluster = Cluster(
+        workers=n, latency=latency, bandwidth=bandwidth, all_reduce=algorithm, **settings
+    )
     simulation = script(worker, workers=n, cluster=cluster)
     assert simulation.result.error is None
+    expected = ALGORITHMS[algorithm].mean(list(values))
+    assert len(results) == n
     for result in results.values():
-        assert torch.equal(result, ring_mean(list(values)))
+        assert torch.equal(result, expected)
     return simulation, [left[rank] for rank in range(n)]
 
 
 @pytest.mark.parametrize("collectives", ["priced", "messages"])
-@pytest.mark.parametrize("n", [1, 2, 4, 7])
-def test_a_ring_all_reduce_takes_the_time_of_the_closed_form(script, n, collectives):
+@pytest.mark.parametrize("n", [1, 2, 4, 8])
+@every_algorithm
+def test_an_all_reduce_takes_the_time_of_its_closed_form(script, algorithm, n, collectives):
     latency, bandwidth, size = 2e-4, 1e6, 5 * n
-    _, left = reduce_once(script, n, size, [0.0] * n, collectives, latency, bandwidth)
-    message = HEADER + 8 * size // n
-    assert left == [2 * (n - 1) * (ns(latency) + ns(message / bandwidth))] * n
+    _, left = reduce_once(
+        script, n, size, [0.0] * n, algorithm, latency, bandwidth, collectives=collectives
+    )
+    # Each chunk of the ring has a header of its own.
+    headers = n if algorithm == "ring" else 1
+    expected = cost(algorithm, n, 8 * size + headers * HEADER, latency, bandwidth)
+    assert max(left) == ns(expected)
+
+
+@pytest.mark.parametrize("n", [3, 5, 6, 7, 9, 11])
+@given(st.floats(0, 1e-2), st.floats(1e3, 1e9))
+@settings(max_examples=20)
+def test_a_tree_that_is_not_full_takes_at_most_its_bound(n, latency, bandwidth):
+    values = torch.zeros(50)
+    network = UniformNetwork(n, latency, bandwidth)
+    price = ALGORITHMS["tree"].price(network, range(n), [0] * n, values)
+    size = HEADER + 4 * 50
+    assert max(price.finished) <= ns(cost("tree", n, size, latency, bandwidth)) + 10
 
 
 @pytest.mark.parametrize("collectives", ["priced", "messages"])
 @pytest.mark.parametrize("n", [2, 4, 7])
-def test_a_ring_all_reduce_moves_its_share_of_the_bytes(script, n, collectives):
+@every_algorithm
+def test_an_all_reduce_moves_its_share_of_the_bytes(script, algorithm, n, collectives):
     size = 5 * n
-    simulation, _ = reduce_once(script, n, size, [0.0] * n, collectives)
-    payload = simulation.bytes_sent - n * 2 * (n - 1) * HEADER
-    assert payload / n == 2 * (n - 1) / n * (8 * size)
+    simulation, _ = reduce_once(script, n, size, [0.0] * n, algorithm, collectives=collectives)
+    messages = BYTES_SENT[algorithm](n) * (n if algorithm == "ring" else 1)
+    payload = simulation.bytes_sent - messages * HEADER
+    assert payload == BYTES_SENT[algorithm](n) * 8 * size
 
 
+@every_algorithm
 @settings(max_examples=60)
 @given(
-    st.integers(1, 6).flatmap(
+    st.integers(1, 9).flatmap(
         lambda n: st.tuples(st.just(n), st.lists(st.floats(0, 0.02), min_size=n, max_size=n))
     ),
     st.integers(0, 23),
     st.sampled_from([0.0, 1e-5, 3e-3]),
     st.sampled_from([3e3, 1e5, math.inf]),
 )
-def test_the_price_of_a_collective_is_the_time_of_its_messages(
-    script, entering, size, latency, bandwidth
+def test_the_price_of_a_collective_is_the_time_and_bytes_of_its_messages(
+    script, algorithm, entering, size, latency, bandwidth
 ):
     n, delays = entering
-    priced, left_priced = reduce_once(script, n, size, delays, "priced", latency, bandwidth)
-    messages, left = reduce_once(script, n, size, delays, "messages", latency, bandwidth)
+    priced, left_priced = reduce_once(
+        script, n, size, delays, algorithm, latency, bandwidth, collectives="priced"
+    )
+    messages, left = reduce_once(
+        script, n, size, delays, algorithm, latency, bandwidth, collectives="messages"
+    )
     assert left_priced == left
     assert priced.bytes_sent == messages.bytes_sent
+    sent = [np.zeros(n), np.zeros(n)]
+    for simulation, total in zip((priced, messages), sent, strict=True):
+        table = simulation.result.trace.messages
+        np.add.at(total, table["source"], table["bytes"])
+    assert sent[0].tolist() == sent[1].tolist()
+
+
+def test_two_collectives_in_a_row_are_priced_as_their_messages(script):
+    def run(algorithm, collectives):
+        left = {}
+
+        async def worker(node):
+            for _ in range(3):
+                await node.sleep(0.001 * node.rank)
+                await node.all_reduce(torch.zeros(20))
+                left.setdefault(node.rank, []).append(ns(node.now))
+
+        cluster = Cluster(
+            workers=5,
+            latency=3e-4,
+            bandwidth=1e5,
+            all_reduce=algorithm,
+            collectives=collectives,
+        )
+        assert script(worker, workers=5, cluster=cluster).result.error is None
+        return left
+
+    for algorithm in ALGORITHMS:
+        assert run(algorithm, "priced") == run(algorithm, "messages")
+
+
+def test_an_unknown_algorithm_has_no_cost():
+    with pytest.raises(ValueError, match="no all-reduce is called 'star'; there are ring, whole-"):
+        cost("star", 4, 1e6, 0.0, 1e6)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (2, 3), (0,)])
@@ -220,3 +304,17 @@ def test_the_ring_in_messages_is_the_collective_to_the_bit(cluster):
         # Nodes that finish in the same nanosecond may do so in either order.
         for table in ("gradients", "steps"):
             assert sorted(other.trace.rows[table]) == sorted(runs[0].trace.rows[table])
+
+
+@pytest.mark.parametrize("algorithm", ["whole-ring", "direct", "tree", "server"])
+def test_processes_and_replays_use_the_experiments_algorithm(algorithm, tmp_path):
+    cluster = Cluster(workers=3, all_reduce=algorithm)
+    planned = small_experiment(
+        AllReduceSGD(), workers=3, steps=20, cluster=cluster, evaluator="serial"
+    )
+    predicted = Simulation(planned).run()
+    run = run_processes(planned, tmp_path)
+    assert run.error is None
+    assert torch.equal(run.vector, predicted.vector)
+    assert run.metrics[-1].bytes == predicted.metrics[-1].bytes
+    assert torch.equal(replay_run(planned, tmp_path / "journals").vector, run.vector)

@@ -3,17 +3,20 @@
 import csv
 import dataclasses
 import functools
+import io
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from offbeat import Budget, Cluster, Experiment, Method
 from offbeat.api import simulate_experiment
 from offbeat.cli import main
-from offbeat.cli.compare import method_of
-from offbeat.compare import Trial, best_rate, compare
+from offbeat.cli.spec import spec_of
+from offbeat.compare import Trial, best_rate, compare, compare_runs
 from offbeat.methods import (
     ADPSGD,
     SGD,
@@ -23,8 +26,9 @@ from offbeat.methods import (
     SlowMo,
     StochasticGradientPush,
 )
-from offbeat.problems import Digits
-from offbeat.report.tables import comparison_table, footnotes, write_csv
+from offbeat.problems import Digits, LeastSquares
+from offbeat.report.tables import comparison_tables, footnotes, write_csv
+from offbeat.schedule import Cosine
 from offbeat.topology import Ring
 
 BASE = Experiment(
@@ -134,7 +138,176 @@ def test_what_misses_the_target_is_marked():
     assert result.entries[0].reached == 0
     assert math.isnan(result.entries[0].mean()["seconds_to_target"])
     assert "not reached: async did not get to 100% test accuracy" in footnotes(result)[0]
-    assert "not reached" in cells(result)[0][3]
+    assert "not reached" in cells(result)[0][4]
+
+
+def test_the_spread_is_that_over_the_seeds_and_one_seed_has_none():
+    result = compare({"async": AsyncSGD()}, BASE, tune="none", seeds=(0, 1, 2))
+    (entry,) = result.entries
+    values = [run.metrics[-1].accuracy for run in entry.runs]
+    mean = sum(values) / 3
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / 2)
+    assert entry.spread()["accuracy"] == pytest.approx(deviation)
+    assert deviation > 0
+    assert cells(result)[0][2] == f"{mean:.1%} ± {100 * deviation:.1f}"
+    assert "sample standard deviation over 3 seeds" in footnotes(result)[0]
+    alone = compare({"async": AsyncSGD()}, BASE, tune="none", rates=(0.1,))
+    assert math.isnan(alone.entries[0].spread()["accuracy"])
+    assert not any("±" in cell for cell in cells(alone)[0])
+
+
+def test_at_equal_time_each_run_is_read_when_the_fastest_ended():
+    methods = {"sync": AllReduceSGD(), "async": AsyncSGD()}
+    result = compare(methods, BASE, rates=(0.1,))
+    slow, fast = (entry.runs[0] for entry in result.entries)
+    assert result.seconds == fast.metrics[-1].seconds < slow.metrics[-1].seconds
+    before = [row for row in slow.metrics if row.seconds <= result.seconds]
+    shown = [row[3] for row in cells(result)]
+    assert shown == [f"{r.accuracy:.1%}" for r in (before[-1], fast.metrics[-1])]
+    assert before[-1].accuracy < slow.metrics[-1].accuracy
+    late = compare(methods, BASE, rates=(0.1,), seconds=slow.metrics[-1].seconds)
+    assert cells(late)[1][3] == f"{fast.metrics[-1].accuracy:.1%}†"
+    assert "†" not in cells(late)[0][3]
+    assert any(note.startswith("† ended before") for note in footnotes(late))
+
+
+def test_tables_are_as_wide_as_they_may_be():
+    result = compare({"async": AsyncSGD()}, BASE, tune="none", seeds=(0, 1))
+    for width, count in ((130, 1), (80, 2), (60, 2)):
+        tables = comparison_tables(result, width)
+        assert len(tables) == count
+        for table in tables:
+            console = Console(width=200, file=io.StringIO())
+            console.print(table)
+            assert max(map(len, console.file.getvalue().splitlines())) <= width
+
+
+# Tuning
+
+
+def test_optuna_tries_the_same_whatever_the_jobs_and_keeps_to_its_range():
+    methods = {"async": AsyncSGD(), "sync": AllReduceSGD(), "raising": Raising()}
+    options = {"rates": (0.01, 1.0), "tune": "optuna", "trials": 5}
+    alone, shared = (compare(methods, BASE, jobs=jobs, **options) for jobs in (1, 2))
+    for one, two in zip(alone.entries, shared.entries, strict=True):
+        assert one.trials == two.trials
+        assert one.rate == two.rate
+        assert len(one.trials) == 5
+        assert all(0.01 <= trial.rate <= 1.0 for trial in one.trials)
+        assert len({trial.rate for trial in one.trials}) == 5
+    first, second, raising = alone.entries
+    # The first are drawn alike, then each method's own results decide.
+    assert [t.rate for t in first.trials[:2]] == [t.rate for t in second.trials[:2]]
+    assert [t.rate for t in first.trials] != [t.rate for t in second.trials]
+    assert first.rate == best_rate(first.trials)
+    assert raising.rate is None
+    assert "failed at every rate" in raising.error
+
+
+def test_without_tuning_the_rate_is_the_experiment_s_own():
+    result = compare({"sync": AllReduceSGD()}, by_rate(0.05), tune="none", rates=(1.0, 2.0))
+    (entry,) = result.entries
+    assert (entry.rate, entry.trials, entry.at_edge) == (0.05, [], False)
+    assert entry.runs[0].experiment.optimizer.keywords == {"lr": 0.05, "momentum": 0.5}
+
+
+def by_rate(rate, **settings):
+    optimizer = functools.partial(torch.optim.SGD, lr=rate, momentum=0.5)
+    return dataclasses.replace(BASE, optimizer=optimizer, **settings)
+
+
+# Saved runs
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """`saved(name, **settings)` makes a run, and gives its directory."""
+
+    def save(name, rate=0.1, **settings):
+        directory = tmp_path / name
+        simulate_experiment(by_rate(rate, **settings), directory=directory)
+        return directory
+
+    return save
+
+
+def test_saved_runs_give_the_table_of_the_comparison(saved, tmp_path):
+    methods = {"AsyncSGD": AsyncSGD(), "LocalSGD(local_steps=4)": LocalSGD(local_steps=4)}
+    for label, method in methods.items():
+        for seed in (0, 1):
+            saved(f"all/{label}-{seed}", method=method, seed=seed)
+    result = compare(methods, by_rate(0.1), tune="none", seeds=(0, 1))
+    again = compare_runs([tmp_path / "all"])
+    assert cells(again) == cells(result)
+    assert footnotes(again) == footnotes(result)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"cluster": Cluster(workers=2)}, "cluster.workers is 4 in {0} and 2 in {1}"),
+        ({"budget": Budget(samples=3200)}, "budget.samples is 6400 in {0} and 3200 in {1}"),
+        ({"problem": Digits(batch_size=8)}, "problem.batch_size is 16 in {0} and 8 in {1}"),
+        ({"problem": LeastSquares()}, "problem is Digits in {0} and LeastSquares in {1}"),
+        ({"evaluate_on": "validation"}, "evaluate_on is test in {0} and validation in {1}"),
+        ({"schedule": Cosine(total=6400)}, "schedule is Constant in {0} and Cosine in {1}"),
+        ({"seed": 1}, "seeds 0 of the experiment in {0} and 1 of that in {1}"),
+    ],
+)
+def test_what_is_not_like_with_like_is_refused_with_both_values(saved, settings, told):
+    one, other = saved("one"), saved("other", **({"method": AsyncSGD()} | settings))
+    with pytest.raises(ValueError, match="not like with like") as refused:
+        compare_runs([one, other])
+    assert told.format(one, other) in str(refused.value)
+    field = str(refused.value).rpartition("--varying ")[2].rstrip(")")
+    every = list(dict.fromkeys([field, "cluster", "problem"]))
+    permitted = compare_runs([one, other], varying=every)
+    assert len(permitted.entries) == 2
+
+
+def test_what_varies_on_purpose_is_a_column(saved):
+    one, other = saved("one"), saved("other", cluster=Cluster(workers=2, slow={1: 4.0}))
+    result = compare_runs([one, other], varying=["cluster"])
+    values = [dict(entry.varying) for entry in result.entries]
+    assert [value["cluster.workers"] for value in values] == ["4", "2"]
+    assert cells(result)[0][1] == "4"
+    with pytest.raises(ValueError, match=r"--varying cluster.wrkers: these runs have no such"):
+        compare_runs([one, other], varying=["cluster.wrkers"])
+
+
+def test_rates_may_differ_and_threads_are_noted(saved):
+    result = compare_runs([saved("one"), saved("other", rate=0.3, threads=2)])
+    assert [entry.rate for entry in result.entries] == [0.1, 0.3]
+    assert "threads is not the same for all runs" in footnotes(result)
+
+
+def test_a_run_twice_is_refused(saved, tmp_path):
+    one = saved("one")
+    with pytest.raises(ValueError, match="is given twice"):
+        compare_runs([one, tmp_path])
+    with pytest.raises(ValueError, match="are of one experiment and one seed"):
+        compare_runs([one, saved("same")])
+
+
+def test_the_command_tells_methods_from_directories(saved, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    saved("one")
+    assert main(["compare", "one", "--target", "0.5", "--out", "table"]) == 0
+    assert "SGD" in capsys.readouterr().out
+    assert [path.name for path in Path("table").iterdir()] == ["comparison.csv"]
+    for options, told in {
+        ("one", "AsyncSGD"): "AsyncSGD is a method and one a directory",
+        ("one", "--rates", "1"): "--rates means nothing for saved runs",
+        ("./nowhere",): "there is no directory nowhere",
+        ("table",): "table is no run directory, and holds none",
+        ("SGD", "--varying", "seed"): "--varying is for saved runs",
+        ("SGD", "--tune", "best"): "tune must be one of",
+        ("SGD", "--tune", "optuna", "--trials", "0"): "trials is 0",
+        ("SGD", "--at", "-1"): "the common time is -1 s",
+    }.items():
+        assert main(["compare", *options]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert told in line
 
 
 # Failures
@@ -159,7 +332,7 @@ def test_methods_that_fail_do_not_stop_the_others(tmp_path):
     assert "broken" in raising.error
     assert good.error is None
     assert good.reached == 1
-    assert cells(result)[0][1] == "failed"
+    assert "failed" in cells(result)[0][1]
     write_csv(result, tmp_path)
     rows = list(csv.DictReader((tmp_path / "comparison.csv").read_text().splitlines()))
     assert [row["method"] for row in rows] == ["good", "raising", "other"]
@@ -199,6 +372,9 @@ def test_processes_give_the_same_as_one():
         ({"rates": (0.1, math.inf)}, "give positive numbers"),
         ({"target": 0.0}, "target is 0"),
         ({"seeds": ()}, "no seed"),
+        ({"seeds": (1, 1)}, "give each of them once"),
+        ({"seconds": 0.0}, "the common time is 0 s"),
+        ({"trials": 0}, "trials is 0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, told):
@@ -210,10 +386,10 @@ def test_settings_that_cannot_work_are_refused(settings, told):
 
 
 def test_a_method_and_its_settings_on_one_word():
-    assert method_of("LocalSGD(local_steps=4)") == LocalSGD(local_steps=4)
+    assert spec_of("LocalSGD(local_steps=4)", Method) == LocalSGD(local_steps=4)
     nested = "SlowMo(inner=StochasticGradientPush(topology=Ring), beta=0.25, buffers='keep')"
     inner = StochasticGradientPush(topology=Ring())
-    assert method_of(nested) == SlowMo(inner=inner, beta=0.25, buffers="keep")
+    assert spec_of(nested, Method) == SlowMo(inner=inner, beta=0.25, buffers="keep")
 
 
 def test_the_command_prints_a_table_and_saves_everything(tmp_path, monkeypatch, capsys):
@@ -237,11 +413,12 @@ def test_the_command_prints_a_table_and_saves_everything(tmp_path, monkeypatch, 
     # Every final run is a run directory that repeats.
     again = ["simulate", "--config", "out/LocalSGD-local_steps=4/experiment.yaml"]
     assert main([*again, "--out", "again"]) == 0
-    first = tmp_path / "out/LocalSGD-local_steps=4/parameters.safetensors"
-    assert first.read_bytes() == (tmp_path / "again/parameters.safetensors").read_bytes()
+    first = tmp_path / "out/LocalSGD-local_steps=4/model.safetensors"
+    assert first.read_bytes() == (tmp_path / "again/model.safetensors").read_bytes()
 
 
 def cells(result):
     """The table's rows, as lists of text."""
-    columns = [list(column.cells) for column in comparison_table(result).columns]
+    (table,) = comparison_tables(result, 1000)
+    columns = [list(column.cells) for column in table.columns]
     return [list(row) for row in zip(*columns, strict=True)]

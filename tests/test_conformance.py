@@ -15,14 +15,19 @@ from offbeat.message import MessageError, message
 from offbeat.method import Method, ServerMethod
 from offbeat.methods import (
     ADPSGD,
+    DPSGD,
     METHODS,
     AllReduceSGD,
     AsyncSGD,
     DelayCompensatedSGD,
+    DispatchedAsyncSGD,
     LocalSGD,
+    PostLocalSGD,
     SlowMo,
+    SparseAsyncSGD,
     StochasticGradientPush,
     StreamingDiLoCo,
+    SyncSGD,
 )
 from offbeat.methods.async_sgd import Pull, Push
 from offbeat.testing import check_method, fingerprint, simulated, small_experiment
@@ -32,6 +37,14 @@ VARIANTS = {
     **{name: method() for name, method in METHODS.items()},
     "two servers": AsyncSGD(servers=2),
     "colocated servers": DelayCompensatedSGD(servers=3, colocated=True),
+    "gradient returned": SyncSGD(returns="gradient"),
+    "gradient returned by two servers": SyncSGD(returns="gradient", servers=2),
+    "two synchronous servers": SyncSGD(servers=2, colocated=True),
+    "sparse, two servers": SparseAsyncSGD(servers=2),
+    "dispatched, two servers": DispatchedAsyncSGD(servers=2),
+    "directed exponential graph": DPSGD(topology=Exponential()),
+    "post-local from the start": PostLocalSGD(switch=0, local_steps=4),
+    "SlowMo over D-PSGD": SlowMo(inner=DPSGD(), period=5),
     "complete graph": ADPSGD(topology=Complete()),
     "irregular digraph": StochasticGradientPush(
         topology=Graph(edges=((0, 1), (0, 2), (0, 3), (1, 2), (2, 3), (3, 0)), directed=True)
@@ -100,9 +113,9 @@ def test_staleness_is_zero_in_synchronous_methods_and_only_there(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_only_asynchronous_averaging_changes_parameters_under_a_gradient(name):
+def test_only_averaging_beside_a_gradient_changes_parameters_under_a_gradient(name):
     steps = simulated(small_experiment(METHODS[name](), workers=4)).trace.steps
-    assert (steps["mixes"].max() > 0) == (name == "ADPSGD")
+    assert (steps["mixes"].max() > 0) == (name in ("ADPSGD", "DPSGD"))
 
 
 @pytest.mark.parametrize("name", METHODS)

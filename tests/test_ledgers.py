@@ -1,17 +1,27 @@
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from offbeat.cluster import Cluster, Fault
+from offbeat.experiment import Budget
 from offbeat.message import message
 from offbeat.methods import ADPSGD, StochasticGradientPush
 from offbeat.methods.ad_psgd import Difference, Offer
-from offbeat.methods.sgp import PushSum, Share
+from offbeat.methods.sgp import LEAST, PushSum, Share
 from offbeat.node import PeerLost
+from offbeat.runtime.post import Post
 from offbeat.runtime.simulated import Simulation
-from offbeat.testing import LEDGERS, Ledger, audited, check_ledger, random_cluster, small_experiment
+from offbeat.testing import (
+    Ledger,
+    audited,
+    check_conservation,
+    check_ledger,
+    random_cluster,
+    small_experiment,
+)
 from offbeat.topology import Complete, Graph, Ring
 
 # Strongly connected, out-degrees 3, 1, 2, 1, 1: no weight stays at 1.
@@ -19,7 +29,7 @@ IRREGULAR = Graph(
     edges=((0, 1), (0, 2), (0, 3), (1, 2), (2, 3), (2, 0), (3, 4), (4, 0)), directed=True
 )
 PUSH = StochasticGradientPush(topology=IRREGULAR)
-PUSH_LEDGER, PAIR_LEDGER = LEDGERS[StochasticGradientPush], LEDGERS[ADPSGD]
+PUSH_LEDGER, PAIR_LEDGER = StochasticGradientPush.ledger, ADPSGD.ledger
 SCHEDULES = 100
 
 
@@ -106,6 +116,26 @@ def test_push_sum_takes_its_gradients_at_the_unbiased_parameters():
     assert all(asked)
 
 
+def test_a_survivor_to_whom_nobody_sends_is_not_drained_nor_steps_ever_further():
+    # Of four on the one-peer exponential graph 0 and 3 are left: 3 sends to 0, and 0 to nobody.
+    faults = tuple(Fault(kind="crash", rank=rank, at=0.1) for rank in (1, 2))
+    cluster = Cluster(workers=4, faults=faults)
+    experiment = small_experiment(
+        StochasticGradientPush(), cluster=cluster, budget=Budget(seconds=10)
+    )
+    simulation = Simulation(experiment)
+    run = simulation.run()
+    assert run.error is None
+    drained = simulation.nodes[1]
+    assert drained.rank == 3
+    assert drained.round > 900
+    weight = drained.state(PushSum).weight
+    assert LEAST / 2 <= weight < LEAST
+    # Where it takes its gradients it has come as far as any worker.
+    assert simulation.world.evaluate(drained.parameters / weight)["loss"] < run.metrics[0].loss / 9
+    assert run.metrics[-1].loss < run.metrics[0].loss / 1000
+
+
 def test_ad_psgd_without_learning_finds_the_mean():
     starts = torch.randn(6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.double)
     experiment = small_experiment(ADPSGD(), workers=6, steps=150, lr=0.0)
@@ -126,6 +156,30 @@ def test_what_a_crashed_node_held_and_had_under_way_is_lost():
     assert len(ids) == len(set(ids))
     live = simulation.live()[-1]
     assert 0.5 < live < 4.9
+
+
+@pytest.mark.parametrize("method", [PUSH, ADPSGD(topology=Complete())], ids=repr)
+@pytest.mark.parametrize("latency", [1e-4, 0.03])
+def test_ledgers_balance_when_nodes_come_back(method, latency):
+    plan = [
+        ("crash", 1, 0.02),
+        ("join", 1, 0.051),
+        ("leave", 1, 0.09),
+        ("join", 1, 0.13),
+        ("join", 2, 0.04),
+        ("crash", 2, 0.08),
+        ("join", 2, 0.085),
+        ("crash", 3, 0.07),
+    ]
+    faults = tuple(Fault(kind=kind, rank=rank, at=at) for kind, rank, at in plan)
+    for seed in range(10):
+        cluster = Cluster(workers=5, latency=latency, bandwidth=1e5, faults=faults)
+        simulation = audited(method, method.ledger, cluster, seed=seed, steps=20)
+        simulation.run()
+        assert simulation.checks > 100
+        assert simulation.departed == {3}
+        # At 30 ms something is always under way to or from those who go.
+        assert latency < 0.01 or simulation.lost_messages
 
 
 def test_one_who_leaves_loses_nothing_of_what_it_sent():
@@ -243,7 +297,7 @@ def test_the_ledger_sees_averaging_that_makes_or_loses_mass(broken):
 
 
 def test_the_ledger_sees_a_runtime_that_drops_messages(monkeypatch):
-    arrive = Simulation._arrive
+    arrive = Post._arrive
 
     def dropping(self, link):
         if self.clock.now > 20_000_000 and len(link.queue) == 1:
@@ -251,7 +305,7 @@ def test_the_ledger_sees_a_runtime_that_drops_messages(monkeypatch):
         else:
             arrive(self, link)
 
-    monkeypatch.setattr(Simulation, "_arrive", dropping)
+    monkeypatch.setattr(Post, "_arrive", dropping)
     with pytest.raises(AssertionError, match="is out by"):
         check_ledger(PUSH, PUSH_LEDGER, workers=5, schedules=3)
 
@@ -261,3 +315,25 @@ def test_a_ledger_that_forgets_the_messages_does_not_balance():
     simulation = audited(StochasticGradientPush(topology=IRREGULAR), nothing, Cluster(workers=5))
     with pytest.raises(AssertionError, match=r"after \d+ ns: live"):
         simulation.run()
+
+
+def test_what_a_method_declares_to_conserve_is_checked():
+    check_conservation(PUSH, workers=5)
+    with pytest.raises(AssertionError, match="ledger of KeepsAll is out by"):
+        check_conservation(KeepsAll(topology=IRREGULAR), workers=5)
+
+
+def test_the_example_s_sum_weights_balance(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+    from gosgd import GoSGD, Share, SumWeight
+
+    def both(parameters, weight):
+        return torch.cat([weight * parameters, parameters.new_tensor([weight])])
+
+    ledger = Ledger(
+        held=lambda node: both(node.parameters, node.state(SumWeight).value),
+        carried=lambda message: (
+            both(message.parameters, message.weight) if isinstance(message, Share) else None
+        ),
+    )
+    check_ledger(GoSGD(probability=0.7), ledger, workers=5, schedules=20)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -12,8 +14,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from offbeat import Budget, Cluster, Method, Node, problems, simulate
-from offbeat.methods import METHODS, SGD
+from offbeat.cli.main import main
+from offbeat.methods import METHODS, SGD, AsyncSGD
+from offbeat.parameters import SparseVector
 from offbeat.problems import Digits, Split
+from offbeat.run import Metrics, load_run
+from offbeat.runtime.compute import Job, choose_evaluator
+from offbeat.runtime.world import Diverged, divergence, require_finite
 
 
 def network(*layers: nn.Module) -> problems.Supervised:
@@ -85,16 +92,6 @@ def test_a_synchronous_method_half_of_whose_workers_are_stuck_is_deadlocked():
     assert "node 1 (worker) awaits all_reduce(group of 3)" in run.error
 
 
-def test_running_statistics_are_refused_by_name():
-    text = r"1 \(BatchNorm1d\) keeps running statistics, which cannot be simulated yet"
-    with pytest.raises(ValueError, match=text):
-        simulate(SGD(), network(nn.BatchNorm1d(8)), cluster=Cluster(workers=1))
-    plain = network(nn.BatchNorm1d(8, track_running_stats=False))
-    assert (
-        simulate(SGD(), plain, cluster=Cluster(workers=1), budget=Budget(samples=40)).error is None
-    )
-
-
 class Dropping(nn.Module):
     """Dropout that no module shows."""
 
@@ -121,6 +118,156 @@ def test_what_cannot_be_batched_says_what_to_choose():
     assert "choose --evaluator serial" in run.error
     with pytest.raises(ValueError, match="evaluator pool cannot repeat a model with dropout"):
         simulate(SGD(), network(nn.Dropout()), cluster=Cluster(workers=2), evaluator="pool")
+
+
+class Rooted(nn.Module):
+    """The slope of sqrt(|x|) is infinite where the bias is zero, and the value is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = nn.Parameter(torch.zeros(10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.start.abs().sqrt() + 0.0 * x.sum()
+
+
+def rooted() -> problems.Supervised:
+    data = network().data()
+    return problems.Supervised(
+        model_factory=Rooted,
+        train=data.train,
+        test=data.test,
+        loss_function=lambda outputs, targets: outputs.square().mean(),
+        batch_size=4,
+    )
+
+
+@pytest.mark.parametrize("evaluator", ["serial", "vmap", "pool"])
+def test_a_gradient_that_is_not_finite_ends_the_run_though_its_loss_is(evaluator: str):
+    run = simulate(
+        SGD(), rooted(), cluster=Cluster(workers=1), budget=Budget(samples=40), evaluator=evaluator
+    )
+    assert run.error is not None
+    text = "diverged: worker 0 had loss 0 and a gradient that is not finite at its gradient 0, "
+    assert run.error.startswith(text)
+    assert run.stop == "error"
+    assert len(run.metrics) == 1
+
+
+def job(vector: torch.Tensor | SparseVector, loss: float = 0.0) -> Job:
+    made = Job(torch.zeros(2), torch.zeros(1), 0)
+    made.vector, made.loss = vector, loss
+    return made
+
+
+def test_numbers_that_are_large_are_finite():
+    require_finite(job(torch.tensor([3e38, 3e38])), 0, 0, 0.0)
+    indices = torch.tensor([0, 1])
+    for values in ([float("inf"), float("-inf")], [float("nan"), 1.0]):
+        held = torch.tensor(values)
+        for vector in (held, SparseVector(size=5, indices=indices, values=held)):
+            with pytest.raises(Diverged, match="worker 3 had loss 0 and a gradient that is not"):
+                require_finite(job(vector), 3, 0, 0.0)
+    with pytest.raises(Diverged, match=r"worker 3 had loss nan at its gradient 7, 0\.5 s into"):
+        require_finite(job(torch.zeros(2), float("nan")), 3, 7, 0.5)
+
+
+def row(loss: float) -> Metrics:
+    return Metrics(
+        seconds=1.0, samples=1000, steps=1, loss=loss, accuracy=0.1, consensus=0.0, bytes=0
+    )
+
+
+def test_a_final_loss_that_is_no_result_is_an_error():
+    assert divergence([]) is None
+    assert divergence([row(2.3), row(float("nan")), row(2.2e4)]) is None
+    assert divergence([row(1e-9), row(0.5)]) is None, "however good the start was"
+    text = "diverged: after 1,000 samples the model's loss is {}, and was 2.3 at the start; "
+    for loss, shown in ((float("nan"), "nan"), (float("inf"), "inf"), (2.4e4, "2.4e+04")):
+        said = divergence([row(2.3), row(loss)])
+        assert said is not None
+        assert said.startswith(text.format(shown))
+
+
+def test_parameters_that_overflow_at_the_last_step_are_an_error_and_keep_their_rows():
+    # One step, after which nobody computes another loss.
+    optimizer = functools.partial(torch.optim.SGD, lr=1e38)
+    for method in (SGD(), AsyncSGD()):
+        run = simulate(
+            method, network(), cluster=Cluster(workers=1), optimizer=optimizer,
+            budget=Budget(samples=4),
+        )  # fmt: skip
+        assert run.error is not None
+        assert run.error.startswith("diverged: after 4 samples the model's loss is nan")
+        assert run.stop == "error"
+        assert math.isnan(run.metrics[-1].loss)
+        assert math.isfinite(run.metrics[0].loss)
+
+
+@pytest.mark.parametrize("rate", ["1e6", "1e30"])
+@pytest.mark.parametrize("command", ["simulate", "run"])
+def test_a_rate_far_too_high_is_one_line_and_a_directory_that_can_be_read(
+    command: str, rate: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "out"
+    options = ["--method", "AsyncSGD", "--optimizer.lr", rate, "--budget.samples", "3000"]
+    assert main([command, *options, "--cluster.workers", "2", "--out", str(out)]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("offbeat: diverged: ")
+    assert lines[0].endswith(f"lower the learning rate; what was recorded is in {out}")
+    stored = load_run(out)
+    assert stored.stop == "error"
+    assert stored.error is not None
+    assert stored.error in lines[0]
+    assert len(stored.metrics) > 1
+
+
+def test_recurrent_layers_go_to_threads_and_random_ones_stay_serial():
+    assert choose_evaluator(nn.GRU(4, 4), 8) == "pool"
+    assert choose_evaluator(nn.GRU(4, 4), 3) == "serial"
+    assert choose_evaluator(nn.EmbeddingBag(4, 4), 8) == "pool"
+    assert choose_evaluator(nn.Linear(4, 4), 8) == "vmap"
+    assert choose_evaluator(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), 8) == "vmap"
+    assert choose_evaluator(nn.Sequential(nn.Conv1d(4, 4, 1), nn.BatchNorm1d(4)), 8) == "pool"
+    for random in (
+        nn.LSTM(4, 4, num_layers=2, dropout=0.1),
+        nn.MultiheadAttention(4, 2, dropout=0.1),
+        nn.RReLU(),
+        nn.FeatureAlphaDropout(),
+    ):
+        assert choose_evaluator(nn.Sequential(nn.Linear(4, 4), random), 8) == "serial"
+    assert choose_evaluator(nn.MultiheadAttention(4, 2), 8) == "vmap"
+
+
+class Reading(nn.Module):
+    """The digits' rows, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRU(8, 6, batch_first=True)
+        self.out = nn.Linear(6, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.cell(x.unflatten(1, (8, 8)))[0][:, -1])
+
+
+def test_a_gru_trains_on_threads_with_the_serial_bits():
+    data = Digits().data()
+    problem = problems.Supervised(
+        model_factory=Reading,
+        train=data.train,
+        test=data.test,
+        loss_function=F.cross_entropy,
+        batch_size=8,
+    )
+    planned = functools.partial(
+        simulate, AsyncSGD(), problem, cluster=Cluster(workers=4), budget=Budget(samples=1600)
+    )
+    run = planned()
+    assert run.resolved["evaluator"] == "pool"
+    assert run.metrics[-1].loss < run.metrics[0].loss
+    assert torch.equal(planned(evaluator="serial").vector, run.vector)
 
 
 def test_a_device_that_is_not_there_is_named():

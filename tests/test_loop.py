@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from loop_job import network, optimizer_of
+from loop_job import network, normalised, optimizer_of
 from offbeat import methods
 from offbeat.method import Method
 from offbeat.methods import METHODS, SGD, AsyncSGD
@@ -23,6 +23,7 @@ from offbeat.runtime.gradient_log import replay_loop
 from offbeat.runtime.loop import distribute
 from offbeat.runtime.scheduler import RunError
 
+OF_THE_LOOP = {name: method for name, method in METHODS.items() if not method.chooses_samples}
 JOB = Path(__file__).with_name("loop_job.py")
 
 
@@ -78,9 +79,9 @@ def assert_common(out: Path, method: Method, size: int) -> None:
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_every_method_trains_in_the_user_s_loop_and_replays(size: int, tmp_path: Path):
-    runs = {name: {"method": name, "record": True, "consensus": True} for name in METHODS}
+    runs = {name: {"method": name, "record": True, "consensus": True} for name in OF_THE_LOOP}
     assert_fine(run_job(tmp_path, size, runs))
-    for name, method in METHODS.items():
+    for name, method in OF_THE_LOOP.items():
         out = tmp_path / name
         assert_common(out, method(), size)
         results = [json.loads((out / f"result-{rank}.json").read_text()) for rank in range(size)]
@@ -88,6 +89,25 @@ def test_every_method_trains_in_the_user_s_loop_and_replays(size: int, tmp_path:
             assert min(result["losses"][-5:]) < result["losses"][0], name
             assert result["consensus"] == results[0]["consensus"], name
             assert result["lr"] == [0.1, 0.1], "the user's scheduler owns the rate"
+
+
+def test_batch_norm_and_dropout_train_and_ranks_estimate_the_same_statistics(tmp_path: Path):
+    names = ("AsyncSGD", "ADPSGD")
+    settings = {"batch_norm": True, "steps": [60, 60]}
+    assert_fine(run_job(tmp_path, 2, {name: {"method": name, **settings} for name in names}))
+    test = Digits().data().test
+    for name in names:
+        own, estimated = (
+            [torch.load(tmp_path / name / f"{kind}-{rank}.pt") for rank in range(2)]
+            for kind in ("own", "estimated")
+        )
+        for key, value in estimated[0].items():
+            assert torch.equal(value, estimated[1][key]), f"{name}: {key}"
+        assert not torch.equal(own[0]["1.running_mean"], own[1]["1.running_mean"])
+        model = normalised()
+        model.load_state_dict(estimated[0])
+        right = (model.eval()(test.inputs).argmax(1) == test.targets).double().mean()
+        assert right > 0.7, name
 
 
 def test_uneven_loaders_hang_nobody_and_servers_live_on_the_ranks(tmp_path: Path):
@@ -112,7 +132,7 @@ def plain_loop(steps: int) -> tuple[torch.Tensor, list[float]]:
     model = network()
     optimizer = optimizer_of(model)
     data = Digits().data()
-    batches = Batches(shard(IID(seed=0), data.train.targets, 1)[0], 16, 0, 0)
+    batches = Batches(shard(IID(), data.train.targets, 1)[0], 16, 0, 0)
     losses = []
     for step in range(steps):
         batch = batches.indices(step)
@@ -130,7 +150,7 @@ def test_one_rank_alone_is_the_plain_loop_to_the_bit(monkeypatch: pytest.MonkeyP
     torch.manual_seed(0)
     model = network()
     data = Digits().data()
-    batches = Batches(shard(IID(seed=0), data.train.targets, 1)[0], 16, 0, 0)
+    batches = Batches(shard(IID(), data.train.targets, 1)[0], 16, 0, 0)
     with distribute(model, optimizer_of(model), method=AsyncSGD()) as optimizer:
         for step in range(25):
             batch = batches.indices(step)

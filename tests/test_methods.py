@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -6,27 +7,37 @@ import torch
 from offbeat.cluster import Cluster, Constant, Fault
 from offbeat.methods import (
     ADPSGD,
+    DPSGD,
     METHODS,
+    AdaptiveDelayCompensatedSGD,
     AsyncSGD,
     LocalSGD,
+    PostLocalSGD,
     SlowMo,
+    SparseAsyncSGD,
     StochasticGradientPush,
     StreamingDiLoCo,
 )
-from offbeat.methods.dc_asgd import Backups, DelayCompensatedSGD, delay_compensated
+from offbeat.methods.dc_asgd import Backups, DelayCompensatedSGD, delay_compensated, mean_square
 from offbeat.methods.diloco import Reductions
 from offbeat.methods.sgp import PushSum
 from offbeat.methods.slowmo import slow_momentum
+from offbeat.methods.sparse_async_sgd import dense, part_of
+from offbeat.problems import Split, Supervised
 from offbeat.runtime.simulated import Simulation
 from offbeat.testing import simulated, small_experiment
-from offbeat.topology import Graph, Ring
+from offbeat.topology import BipartiteMatching, Graph, Ring, Star
 
 
 def test_delay_compensation_by_its_formula():
     g, x, x_bak = torch.tensor([1.0, -2.0]), torch.tensor([3.0, 3.0]), torch.tensor([1.0, 2.0])
     assert delay_compensated(g, x, x_bak, 0.5).tolist() == [1 + 0.5 * 1 * 2, -2 + 0.5 * 4 * 1]
-    assert delay_compensated(g, x, x_bak, 0.0) is g
     assert g.tolist() == [1, -2]
+
+
+def test_the_mean_square_by_its_formula():
+    g, before = torch.tensor([2.0, -4.0]), torch.tensor([8.0, 0.0])
+    assert mean_square(g, before, 0.75).tolist() == [6 + 1, 4]
 
 
 def test_slow_momentum_by_its_formula():
@@ -47,6 +58,16 @@ def test_slow_momentum_by_its_formula():
         (StreamingDiLoCo(overlap=16), "overlap is 16; it must be from 0 to local_steps - 1 = 15"),
         (StreamingDiLoCo(fragments=0), "fragments is 0; it must be from 1 to local_steps = 16"),
         (StreamingDiLoCo(mixing=1.5), "mixing is 1.5; it must be from 0 to 1"),
+        (PostLocalSGD(switch=-1), "switch is -1; it must not be negative"),
+        (PostLocalSGD(local_steps=0), "local_steps is 0; it must be at least 1"),
+        (AdaptiveDelayCompensatedSGD(decay=1), "decay is 1; it must be from 0 to below 1"),
+        (AdaptiveDelayCompensatedSGD(epsilon=0), "epsilon is 0; it must be positive"),
+        (DPSGD(topology=Graph(edges=((0, 1), (2, 3)))), "no path leads from"),
+        (
+            DPSGD(topology=Star()),
+            "^DPSGD needs a doubly stochastic mixing matrix, and Star of 4 workers has none: row 0 "
+            "of the mixing matrix sums to 1.75, not 1: use MetropolisHastings",
+        ),
         (AsyncSGD(servers=0), "servers is 0; a parameter server needs at least 1"),
         (AsyncSGD(servers=5, colocated=True), "5 servers cannot be colocated with 4 workers"),
         (StochasticGradientPush(topology=Graph(edges=((0, 1), (2, 3)))), "no path leads from"),
@@ -158,3 +179,54 @@ def test_ad_psgd_averages_while_gradients_are_computed():
 def test_a_worker_alone_needs_no_partner():
     for method in (ADPSGD(), StochasticGradientPush(), LocalSGD(), SlowMo()):
         assert simulated(small_experiment(method, workers=1, steps=20)).stop == "samples"
+
+
+def test_random_matchings_are_let_in_as_symmetric():
+    assert simulated(small_experiment(DPSGD(topology=BipartiteMatching()), steps=20)).error is None
+
+
+# Sparse gradients
+
+
+def test_a_sparse_vector_is_cut_at_the_shards_and_put_together_again():
+    indices, values = torch.tensor([0, 3, 4, 9]), torch.tensor([1.0, 2.0, 3.0, 4.0])
+    cut = [part_of(indices, values, span) for span in (slice(0, 4), slice(4, 9), slice(9, 10))]
+    assert [places.tolist() for places, _ in cut] == [[0, 3], [0], [0]]
+    assert [part.tolist() for _, part in cut] == [[1, 2], [3], [4]]
+    assert {places.dtype for places, _ in cut} == {torch.int32}
+    assert part_of(indices, values, slice(0, 1 << 31))[0].dtype == torch.int64
+    assert dense(*cut[0], torch.ones(4)).tolist() == [1, 0, 0, 2]
+
+
+def few_hot(samples=64, width=100):
+    """A linear model of samples that have four features each, of a hundred."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.zeros(samples, width)
+    hot = torch.rand(samples, width, generator=generator).topk(4).indices
+    inputs.scatter_(1, hot, 1.0)
+    split = Split(inputs, inputs @ torch.randn(width, 1, generator=generator))
+    return Supervised(
+        model_factory=functools.partial(torch.nn.Linear, width, 1),
+        train=split,
+        test=split,
+        loss_function=torch.nn.functional.mse_loss,
+        batch_size=2,
+    )
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+def test_sparse_pushes_give_the_bits_of_whole_ones_and_fewer_bytes(servers):
+    cluster = Cluster(workers=4, latency=0.0, bandwidth=float("inf"))
+    settings = {"problem": few_hot(), "cluster": cluster, "momentum": 0.9, "lr": 0.003}
+    whole, sparse = (
+        simulated(small_experiment(method(servers=servers), **settings))
+        for method in (AsyncSGD, SparseAsyncSGD)
+    )
+    assert torch.equal(whole.vector, sparse.vector)
+    assert whole.staleness.tolist() == sparse.staleness.tolist()
+
+    def pushed(run):
+        messages = run.trace.messages
+        return messages["bytes"][messages["to"] >= 4].sum()
+
+    assert pushed(sparse) < pushed(whole) / 2

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offbeat.mixing import (
+    contraction,
     metropolis_hastings,
     mixing_matrix,
     require_column_stochastic,
@@ -15,11 +16,19 @@ from offbeat.mixing import (
 from offbeat.topology import (
     BipartiteMatching,
     Complete,
+    DirectedRing,
     Exponential,
     Graph,
+    Hypercube,
+    MetropolisHastings,
     OnePeerExponential,
+    RandomMatching,
     Ring,
+    SelfWeight,
+    SmallWorld,
     Star,
+    TimeVarying,
+    Torus,
     WeightedGraph,
 )
 
@@ -198,6 +207,62 @@ def test_doubly_stochastic_error():
     with pytest.raises(
         ValueError,
         match=r"row 0 of the mixing matrix sums to 1\.3333\d*, not 1: "
-        r"use metropolis_hastings\(graph\), or a push-sum method",
+        r"use MetropolisHastings\(topology=\.\.\.\), or a push-sum method",
     ):
         require_doubly_stochastic(W)
+
+
+@pytest.mark.parametrize(
+    ("topology", "size", "expected"),
+    [
+        (Ring(), 12, (1 + 2 * np.cos(2 * np.pi / 12)) / 3),
+        (Ring(), 600, (1 + 2 * np.cos(2 * np.pi / 600)) / 3),
+        (Torus(), 20, (3 + 2 * np.cos(2 * np.pi / 5)) / 5),
+        (Torus(), 625, (3 + 2 * np.cos(2 * np.pi / 25)) / 5),
+        (Hypercube(), 16, 3 / 5),
+        (Hypercube(), 1024, 9 / 11),
+        (DirectedRing(), 9, np.cos(np.pi / 9)),
+        (Complete(), 9, 0),
+        (OnePeerExponential(), 16, 0),
+        (OnePeerExponential(), 1024, 0),
+        (SelfWeight(topology=Ring(), weight=0.5), 8, (1 + np.cos(2 * np.pi / 8)) / 2),
+        (MetropolisHastings(topology=Star()), 6, 1 - 1 / 6),
+    ],
+    ids=str,
+)
+def test_contraction_closed_forms(topology, size, expected):
+    assert contraction(topology, size) == pytest.approx(expected, abs=1e-7)
+
+
+def test_contraction_is_per_round():
+    twice = TimeVarying(topologies=[Ring(), Ring()])
+    assert contraction(twice, 10) == pytest.approx(contraction(Ring(), 10))
+
+
+@pytest.mark.parametrize(
+    ("topology", "size", "moment"),
+    [
+        # A matching is a projection, so E[W^T W] = E[W].
+        (RandomMatching(), 16, 14 / 30),
+        (RandomMatching(), 9, 1 / 2),
+        (RandomMatching(), 600, 598 / 1198),
+        (BipartiteMatching(), 16, 1 / 2),
+        (RandomMatching(), 2, 0),
+        (RandomMatching(), 1, 0),
+    ],
+    ids=str,
+)
+def test_random_matchings_contract_as_in_closed_form(topology, size, moment):
+    assert contraction(topology, size) ** 2 == pytest.approx(moment, abs=0.02)
+
+
+def test_random_matrices_whose_rows_do_not_sum_to_1_have_no_known_contraction():
+    with pytest.raises(ValueError, match="TimeVarying has random matrices whose rows do not sum"):
+        contraction(TimeVarying(topologies=[Star(), RandomMatching()]), 5)
+
+
+@pytest.mark.parametrize("size", [5, 16])
+def test_metropolis_hastings_of_a_topology_is_that_of_its_graph(size):
+    W = mixing_matrix(MetropolisHastings(topology=SmallWorld()), size)
+    require_doubly_stochastic(W)
+    np.testing.assert_allclose(W, metropolis_hastings(SmallWorld().graph(size)))

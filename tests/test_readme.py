@@ -43,14 +43,14 @@ def test_the_shown_method_is_the_file():
 
 
 def test_the_user_s_own_method_is_the_example_and_conforms(monkeypatch: pytest.MonkeyPatch):
-    example = (ROOT / "examples/dpsgd.py").read_text()
+    example = (ROOT / "examples/gosgd.py").read_text()
     assert example in PYTHON
     assert len(example.splitlines()) <= 40
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    from dpsgd import DPSGD
+    from gosgd import GoSGD
 
     check = next(block for block in PYTHON if "check_method" in block)
-    exec(check, {"DPSGD": DPSGD})
+    exec(check, {"GoSGD": GoSGD})
 
 
 def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]):

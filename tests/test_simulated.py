@@ -1,5 +1,7 @@
 import functools
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -9,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from offbeat.cluster import Cluster, Constant
+from offbeat.cluster import Cluster, Constant, Fault
 from offbeat.experiment import Budget
 from offbeat.message import message
+from offbeat.method import Method
 from offbeat.methods import (
     ADPSGD,
     SGD,
@@ -20,14 +23,15 @@ from offbeat.methods import (
     LocalSGD,
     StochasticGradientPush,
 )
-from offbeat.node import Node
+from offbeat.node import Node, PeerLost
 from offbeat.problems import Digits, Split, Supervised
 from offbeat.runtime.clock import VirtualClock
 from offbeat.runtime.compute import Job, SerialEvaluator
-from offbeat.runtime.network import ModelledNetwork
+from offbeat.runtime.network import UniformNetwork
 from offbeat.runtime.simulated import Simulation
 from offbeat.runtime.world import World
 from offbeat.testing import Quadratic, fingerprint, simulated, small_experiment
+from offbeat.topology import Complete
 
 EQUAL = Constant(seconds=0.01)
 
@@ -71,12 +75,12 @@ def test_links_are_first_in_first_out(script, sent):
 
 
 def test_a_transfer_takes_its_bytes_over_the_bandwidth_and_then_the_latency():
-    network = ModelledNetwork(3, latency=1e-3, bandwidth=1e6)
+    network = UniformNetwork(3, latency=1e-3, bandwidth=1e6)
     assert network.transfer(0, 1, 500, now=7) == (7, 7 + 500_000 + 1_000_000)
 
 
 def test_a_transfer_occupies_both_sides_and_the_latency_nobody():
-    network = ModelledNetwork(4, latency=1.0, bandwidth=1e9)
+    network = UniformNetwork(4, latency=1.0, bandwidth=1e9)
     assert network.transfer(0, 1, 100, now=0) == (0, 100 + 10**9)
     # The sender's outgoing side, then the receiver's incoming one, then neither.
     assert network.transfer(0, 2, 10, now=0)[0] == 100
@@ -86,13 +90,13 @@ def test_a_transfer_occupies_both_sides_and_the_latency_nobody():
 
 
 def test_messages_of_one_host_arrive_at_once():
-    network = ModelledNetwork(2, latency=1.0, bandwidth=1.0)
+    network = UniformNetwork(2, latency=1.0, bandwidth=1.0)
     assert network.transfer(1, 1, 1000, now=5) == (5, 5)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 999)), max_size=30))
 def test_no_side_carries_two_transfers_at_once(transfers):
-    network = ModelledNetwork(4, latency=1e-6, bandwidth=1e9)
+    network = UniformNetwork(4, latency=1e-6, bandwidth=1e9)
     outgoing, incoming = {}, {}
     for source, to, size in transfers:
         if source == to:
@@ -433,3 +437,158 @@ def test_a_seed_decides_the_timing():
         for seed in (5, 5, 6)
     )
     assert one.hash() == two.hash() != other.hash()
+
+
+# Nodes that come back
+
+
+def spot(*plan, workers=4, **settings):
+    faults = tuple(Fault(kind=kind, rank=rank, at=at) for kind, rank, at in plan)
+    return Cluster(workers=workers, compute=EQUAL, faults=faults, **settings)
+
+
+COMES_AND_GOES = (
+    ("crash", 1, 0.045),
+    ("join", 1, 0.105),
+    ("leave", 1, 0.155),
+    ("join", 1, 0.205),
+    ("join", 2, 0.055),
+    ("crash", 2, 0.125),
+    ("join", 2, 0.126),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lives(Method):
+    """Every worker runs `worker(node)` once in each of its lives."""
+
+    worker: Callable
+    survives_loss = True
+
+    async def step(self, node):
+        raise AssertionError("there are no rounds")
+
+    def roles(self, node):
+        return {"worker": self.worker(node)}
+
+
+def live(worker, cluster):
+    method = Lives(worker=worker)
+    simulation = Simulation(
+        small_experiment(
+            method, workers=cluster.workers, cluster=cluster, budget=Budget(seconds=10)
+        )
+    )
+    assert simulation.run().error is None
+    return simulation
+
+
+RETURNS = [AsyncSGD(), ADPSGD(topology=Complete()), StochasticGradientPush(topology=Complete())]
+
+
+@pytest.mark.parametrize("method", RETURNS, ids=repr)
+def test_a_node_may_come_and_go_several_times(method):
+    run = simulated(
+        small_experiment(method, cluster=spot(*COMES_AND_GOES), budget=Budget(seconds=0.3))
+    )
+    ends = {
+        rank: run.trace.gradients["end_ns"][run.trace.gradients["node"] == rank] / 1e9
+        for rank in range(4)
+    }
+    for begin, end in ((0.046, 0.105), (0.172, 0.205)):
+        assert not ((ends[1] > begin) & (ends[1] < end)).any()
+    for begin, end in ((0.0, 0.045), (0.105, 0.155), (0.205, 0.3)):
+        assert ((ends[1] > begin) & (ends[1] <= end)).sum() >= 3
+    assert ends[2].min() > 0.055
+    assert ((ends[2] > 0.055) & (ends[2] < 0.125)).sum() >= 5
+    assert ((ends[2] > 0.126) & (ends[2] < 0.3)).sum() >= 10
+    assert "departed" not in " ".join(run.notes)
+
+
+def test_one_who_is_there_at_the_start_and_joins_again_is_there_at_the_start():
+    cluster = spot(("crash", 1, 0.05), ("join", 1, 0.1))
+    run = simulated(small_experiment(SGD(), cluster=cluster, budget=Budget(seconds=0.2)))
+    assert (run.trace.gradients["start_ns"] == 0).sum() == 4
+
+
+def test_one_who_comes_back_goes_on_with_its_minibatches():
+    cluster = spot(("crash", 1, 0.055), ("join", 1, 0.1))
+    simulation = Simulation(
+        small_experiment(SGD(), lr=0.0, cluster=cluster, budget=Budget(seconds=0.205))
+    )
+    run = simulation.run()
+    table = run.trace.gradients
+    losses = table["loss"][table["node"] == 1].tolist()
+    quiet = simulated(small_experiment(SGD(), lr=0.0, steps=30, cluster=spot()))
+    expected = quiet.trace.gradients
+    expected = expected["loss"][expected["node"] == 1].tolist()
+    # Its sixth gradient was lost with it.
+    assert losses == expected[:5] + expected[6 : 1 + len(losses)]
+    assert len(losses) == 15
+
+
+def test_one_who_comes_back_has_the_model_of_that_moment_and_a_round_of_its_own():
+    cluster = spot(("crash", 1, 0.055), ("join", 1, 0.1005))
+    simulation = Simulation(
+        small_experiment(SGD(), lr=0.1, cluster=cluster, budget=Budget(seconds=0.205))
+    )
+    placed = []
+    place = simulation._place
+
+    def noting(rank, start):
+        if simulation.clock.now:
+            others = [node.parameters for node in simulation.nodes]
+            placed.append((rank, torch.equal(start, torch.stack(others).mean(dim=0))))
+        return place(rank, start)
+
+    simulation._place = noting
+    simulation.run()
+    assert placed == [(1, True)]
+    assert {node.first_round.get(1) for node in simulation.nodes} == {11}
+    assert all(node.departed == set() for node in simulation.nodes)
+
+
+def test_nothing_of_an_earlier_life_arrives_in_a_later_one():
+    read = []
+
+    async def worker(node):
+        if node.rank == 0 and node.now == 0:
+            await node.sleep(0.099)  # On its way when node 1 comes back.
+            node.send(1, Numbered(1, torch.zeros(1)))
+            await node.sleep(0.1)
+            node.send(1, Numbered(2, torch.zeros(1)))
+        elif node.rank == 1:
+            node.send(2, Numbered(10 + round(node.now * 10), torch.zeros(1)))
+            read.append((await node.recv(Numbered))[1].number)
+        else:
+            await node.sleep(0.15)
+            read.append((await node.recv(Numbered))[1].number)
+
+    cluster = spot(("crash", 1, 0.05), ("join", 1, 0.1), workers=3, latency=0.01)
+    simulation = live(worker, cluster)
+    assert read == [11, 2]
+    lost = sorted(message.number for _, _, message in simulation.lost_messages)
+    assert lost == [1, 10]
+
+
+def test_whoever_awaits_one_who_is_back_before_it_was_missed_learns_of_it():
+    seen = []
+
+    async def worker(node):
+        if node.rank == 0:
+            try:
+                await node.recv(Numbered, source=1)
+            except PeerLost as lost:
+                seen.append((lost.peer, node.now, sorted(node.departed)))
+        elif node.rank == 1:
+            await node.sleep(1.0)
+
+    cluster = spot(("crash", 1, 0.05), ("join", 1, 0.06), workers=2, latency=0.5)
+    live(worker, cluster)
+    assert seen == [(1, 0.06, [])]
+
+
+def test_a_join_before_it_has_left_calls_the_leaving_off():
+    cluster = spot(("leave", 1, 0.051), ("join", 1, 0.052))
+    run = simulated(small_experiment(SGD(), cluster=cluster, budget=Budget(seconds=0.205)))
+    assert np.bincount(run.trace.gradients["node"]).tolist() == [20] * 4

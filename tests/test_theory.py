@@ -17,11 +17,14 @@ from offbeat.experiment import Budget
 from offbeat.message import codec_of, message
 from offbeat.methods import (
     ADPSGD,
+    DPSGD,
     SGD,
+    AdaptiveDelayCompensatedSGD,
     AllReduceSGD,
     AsyncSGD,
     DelayCompensatedSGD,
     LocalSGD,
+    PostLocalSGD,
     SlowMo,
     StochasticGradientPush,
     StreamingDiLoCo,
@@ -34,7 +37,7 @@ from offbeat.problems import Digits
 from offbeat.runtime.simulated import Simulation
 from offbeat.runtime.world import World
 from offbeat.testing import Quadratic, fingerprint, simulated, small_experiment
-from offbeat.topology import Exponential, OnePeerExponential, Ring
+from offbeat.topology import Exponential, OnePeerExponential, Ring, WeightedGraph
 
 EQUAL = Constant(seconds=0.01)
 
@@ -159,11 +162,12 @@ def test_messages_to_a_colocated_server_cost_nothing():
 # Delay compensation (Zheng et al. 2017)
 
 
+@pytest.mark.parametrize("compensated", [DelayCompensatedSGD, AdaptiveDelayCompensatedSGD])
 @pytest.mark.parametrize("cluster", [Cluster(workers=4), free(4)], ids=["lognormal", "equal"])
-def test_delay_compensation_of_strength_zero_is_asynchronous_sgd_to_the_bit(cluster):
+def test_delay_compensation_of_strength_zero_is_asynchronous_sgd_to_the_bit(cluster, compensated):
     plain, none, some = (
         simulated(small_experiment(method, cluster=cluster, momentum=0.9, lr=0.01))
-        for method in (AsyncSGD(), DelayCompensatedSGD(strength=0.0), DelayCompensatedSGD())
+        for method in (AsyncSGD(), compensated(strength=0.0), compensated())
     )
     assert fingerprint(plain) == fingerprint(none)
     assert not torch.equal(plain.vector, some.vector)
@@ -179,7 +183,7 @@ def test_delay_compensation_is_exact_on_a_parabola_where_lambda_g_squared_is_its
     gradient = torch.tensor([slope(backup)], dtype=torch.double)
     if gradient.abs() < 1e-3:
         return
-    strength = curvature / gradient.item() ** 2
+    strength = curvature / gradient**2
     x, x_bak = torch.tensor([now], dtype=torch.double), torch.tensor([backup], dtype=torch.double)
     compensated = delay_compensated(gradient, x, x_bak, strength)
     assert compensated.item() == pytest.approx(slope(now), abs=1e-9)
@@ -200,7 +204,62 @@ def test_delay_compensation_uses_what_the_worker_pulled_last():
     close(run.vector, x)
 
 
+def test_adaptive_delay_compensation_is_its_formula_with_a_mean_square_for_each_worker():
+    experiment = small_experiment(AdaptiveDelayCompensatedSGD(), workers=3, lr=0.1)
+    run, gradient = simulated(experiment), by_hand(experiment)
+    pushes = run.trace.messages[run.trace.messages["to"] == 3]["source"].tolist()
+    x = torch.zeros(8, dtype=torch.double)
+    backups, steps = dict.fromkeys(range(3), x), dict.fromkeys(range(3), 0)
+    squares = dict.fromkeys(range(3), torch.zeros(8, dtype=torch.double))
+    for worker in pushes:
+        g = gradient(backups[worker], worker, steps[worker])
+        squares[worker] = 0.95 * squares[worker] + 0.05 * g**2
+        strength = 2.0 / (squares[worker] + 1e-7) ** 0.5
+        x = x - 0.1 * (g + strength * g * g * (x - backups[worker]))
+        backups[worker] = x
+        steps[worker] += 1
+    assert len(pushes) == 150
+    close(run.vector, x)
+
+
 # Gossip
+
+
+@pytest.mark.parametrize(
+    "topology",
+    [
+        Ring(),
+        Exponential(),
+        OnePeerExponential(),
+        WeightedGraph(weights=((0.5, 0.3, 0, 0.2), (0.3, 0.6, 0.1, 0),
+                               (0, 0.1, 0.7, 0.2), (0.2, 0, 0.2, 0.6))),
+    ],
+    ids=lambda topology: type(topology).__name__,
+)  # fmt: skip
+def test_d_psgd_is_its_matrix_form(topology):
+    method = DPSGD(topology=topology)
+    starts = torch.randn(4, 8, generator=torch.Generator().manual_seed(1), dtype=torch.double)
+    experiment = small_experiment(method, steps=20, lr=0.05)
+    simulation = Simulation(experiment, initial=lambda rank: starts[rank])
+    assert simulation.run().error is None
+    gradient, x = by_hand(experiment), starts
+    for step in range(20):
+        slopes = torch.stack([gradient(x[rank], rank, step) for rank in range(4)])
+        x = torch.from_numpy(mixing_matrix(topology, 4, step)) @ x - 0.05 * slopes
+    close(torch.stack([node.parameters for node in simulation.nodes]), x)
+
+
+def test_d_psgd_averages_while_gradients_are_computed():
+    # Two models of 4 ms each leave a worker and two arrive, some after waiting for their receiver.
+    problem = Quadratic(dimension=1000, batch_size=4)
+    cluster = Cluster(workers=4, compute=Constant(seconds=0.02), latency=0.0, bandwidth=2e6)
+    settings = {"cluster": cluster, "problem": problem, "steps": 10, "lr": 0.01}
+    beside, after = (
+        simulated(small_experiment(method, **settings)).seconds
+        for method in (DPSGD(), StochasticGradientPush(topology=Ring()))
+    )
+    assert beside == pytest.approx(0.2, abs=1e-3)
+    assert after > 0.2 + 9 * 0.008
 
 
 @pytest.mark.parametrize(
@@ -284,6 +343,27 @@ def test_local_sgd_is_local_steps_and_their_mean():
         if (step + 1) % 4 == 0:
             x = x.mean(dim=0).repeat(4, 1)
     close(run.vector, x.mean(dim=0))
+
+
+def test_post_local_sgd_is_all_reduce_before_its_switch():
+    local, _ = run_of(PostLocalSGD(switch=24, local_steps=4))
+    reduced, _ = run_of(AllReduceSGD())
+    close(local.vector, reduced.vector)
+    switched, _ = run_of(PostLocalSGD(switch=8, local_steps=4))
+    assert (switched.vector - reduced.vector).abs().max() > 1e-5
+
+
+def test_post_local_sgd_is_local_sgd_from_its_switch_on():
+    run, gradient = run_of(PostLocalSGD(switch=7, local_steps=4))
+    x = torch.zeros(4, 8, dtype=torch.double)
+    for step in range(24):
+        x = torch.stack([x[r] - 0.05 * gradient(x[r], r, step) for r in range(4)])
+        if step < 7 or step in (10, 14, 18, 22):
+            x = x.mean(dim=0).repeat(4, 1)
+    close(run.vector, x.mean(dim=0))
+    at_once, _ = run_of(PostLocalSGD(switch=0, local_steps=4))
+    local, _ = run_of(LocalSGD(local_steps=4))
+    assert fingerprint(at_once) == fingerprint(local)
 
 
 def test_slow_momentum_each_step_is_large_batch_momentum():

@@ -1,5 +1,7 @@
 import pickle
+import tempfile
 from dataclasses import FrozenInstanceError, dataclass
+from pathlib import Path
 
 import networkx as nx
 import numpy as np
@@ -11,13 +13,25 @@ from offbeat.topology import (
     TOPOLOGIES,
     BipartiteMatching,
     Complete,
+    DirectedRing,
+    EdgeList,
     Exponential,
     Graph,
+    Hypercube,
+    Line,
+    MetropolisHastings,
     Neighbors,
     OnePeerExponential,
+    RandomMatching,
+    RandomRegular,
     Ring,
+    SelfWeight,
+    SmallWorld,
     Star,
+    TimeVarying,
     Topology,
+    Torus,
+    Tree,
     WeightedGraph,
     neighbors,
 )
@@ -37,8 +51,29 @@ def weighted(size: int) -> WeightedGraph:
     return WeightedGraph(weights=np.diag(keep) + np.roll(np.diag(1 - keep), 1, axis=0))
 
 
-# Every class, at any size.
+FILES = tempfile.TemporaryDirectory()
+
+
+def edge_list(size: int) -> EdgeList:
+    path = Path(FILES.name) / f"line{size}.txt"
+    path.write_text("# a line\n0 0\n" + "".join(f"{k}, {k + 1}\n" for k in range(size - 1)))
+    return EdgeList(path=str(path))
+
+
+# Every class, at any size that `fit` gives.
 FAMILIES = {
+    "DirectedRing": lambda size: DirectedRing(),
+    "Line": lambda size: Line(),
+    "Tree": lambda size: Tree(branching=3),
+    "Torus": lambda size: Torus(),
+    "Hypercube": lambda size: Hypercube(),
+    "SmallWorld": lambda size: SmallWorld(rewiring=0.5, seed=2),
+    "RandomRegular": lambda size: RandomRegular(seed=2),
+    "RandomMatching": lambda size: RandomMatching(seed=3),
+    "TimeVarying": lambda size: TimeVarying(topologies=[Ring(), OnePeerExponential()]),
+    "EdgeList": edge_list,
+    "MetropolisHastings": lambda size: MetropolisHastings(topology=Tree()),
+    "SelfWeight": lambda size: SelfWeight(topology=OnePeerExponential(), weight=0.25),
     "Ring": lambda size: Ring(),
     "Complete": lambda size: Complete(),
     "Star": lambda size: Star(),
@@ -48,6 +83,15 @@ FAMILIES = {
     "Graph": path,
     "WeightedGraph": weighted,
 }
+
+
+def fit(family: str, size: int) -> int:
+    """A size at which the family exists."""
+    if family == "Hypercube":
+        return 1 << (size.bit_length() - 1)
+    return size + 4 if family in ("SmallWorld", "RandomRegular") else size
+
+
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
@@ -76,6 +120,7 @@ def test_the_registry_holds_every_class_tested_here():
 @every_family
 @given(size=SIZES, round=ROUNDS)
 def test_in_and_out_neighbors_agree(family, size, round):
+    size = fit(family, size)
     topology = FAMILIES[family](size)
     sent = set()
     for rank in range(size):
@@ -94,6 +139,7 @@ def test_in_and_out_neighbors_agree(family, size, round):
 @every_family
 @given(size=SIZES, round=ROUNDS)
 def test_rounds_repeat_after_a_period(family, size, round):
+    size = fit(family, size)
     topology = FAMILIES[family](size)
     period = topology.period(size)
     if period is not None:
@@ -106,6 +152,7 @@ def test_rounds_repeat_after_a_period(family, size, round):
 @every_family
 @given(size=SIZES)
 def test_the_union_over_rounds_is_strongly_connected(family, size):
+    size = fit(family, size)
     topology = FAMILIES[family](size)
     topology.validate(size)
     union = nx.DiGraph()
@@ -308,6 +355,7 @@ def total(peers: Neighbors) -> float:
 @every_family
 @given(size=SIZES, round=ROUNDS, data=st.data())
 def test_weights_sum_to_one_for_any_live_set(family, size, round, data):
+    size = fit(family, size)
     topology = FAMILIES[family](size)
     rank = data.draw(st.integers(0, size - 1))
     live = data.draw(st.sets(st.integers(0, size - 1)))
@@ -360,3 +408,162 @@ def test_neighbors_are_computed_once_per_round_of_the_period():
 def test_shared_neighbors_cannot_be_changed():
     with pytest.raises(TypeError):
         neighbors(Ring(), 3, 0, 0).out[1] = 1.0
+
+
+@pytest.mark.parametrize(
+    ("topology", "size", "diameter"),
+    [
+        (Ring(), 9, 4),
+        (DirectedRing(), 9, 8),
+        (Line(), 9, 8),
+        (Star(), 9, 2),
+        (Complete(), 9, 1),
+        (Hypercube(), 32, 5),
+        (Torus(), 20, 2 + 2),
+        (Torus(rows=2), 20, 1 + 5),
+        (Torus(), 7, 3),
+        (Tree(), 15, 6),
+        (Tree(branching=1), 5, 4),
+    ],
+    ids=str,
+)
+def test_diameters(topology, size, diameter):
+    assert nx.diameter(topology.graph(size)) == diameter
+
+
+@pytest.mark.parametrize("size", [1, 2, 6, 12, 16, 31])
+def test_structured_graphs_are_networkx_s(size):
+    tree = nx.Graph(Tree(branching=3).graph(size).edges)
+    assert tree.number_of_edges() == size - 1
+    assert set(tree.edges) == {tuple(sorted(e)) for e in nx.full_rary_tree(3, size).edges}
+    torus = nx.Graph(Torus().graph(size).edges)
+    grid = nx.grid_2d_graph(*Torus().shape(size), periodic=True)
+    grid.remove_edges_from(nx.selfloop_edges(grid))
+    assert nx.is_isomorphic(torus, nx.Graph(grid.edges))
+
+
+@pytest.mark.parametrize(("size", "shape"), [(16, (4, 4)), (20, (4, 5)), (7, (1, 7))])
+def test_a_torus_is_as_square_as_can_be(size, shape):
+    assert Torus().shape(size) == shape
+
+
+@given(size=SIZES, round=ROUNDS, seed=st.integers(0, 2**40))
+def test_a_random_matching_pairs_all_but_one_at_most(size, round, seed):
+    topology = RandomMatching(seed=seed)
+    partners = [topology.out_neighbors(rank, size, round) for rank in range(size)]
+    assert sum(not partner for partner in partners) == size % 2
+    for rank, partner in enumerate(partners):
+        assert not partner or partners[partner[0]] == (rank,)
+
+
+def test_a_random_matching_leaves_no_pair_out():
+    topology = RandomMatching()
+    pairs = {(i, j) for k in range(300) for i in range(6) for j in topology.out_neighbors(i, 6, k)}
+    assert len(pairs) == 30
+
+
+def test_random_graphs_depend_on_their_seed_only():
+    assert all(len(RandomRegular(degree=3).out_neighbors(k, 10, 0)) == 3 for k in range(10))
+    for made in (RandomRegular, SmallWorld):
+        drawn = [made(seed=k).graph(20).edges for k in (0, 0, 1)]
+        assert set(drawn[0]) == set(drawn[1]) != set(drawn[2])
+    assert set(SmallWorld(rewiring=0).graph(9).edges) == set(
+        nx.watts_strogatz_graph(9, 4, 0).to_directed().edges
+    )
+    # Written down: the same in every process.
+    assert RandomRegular().out_neighbors(0, 16, 0) == (1, 2, 7, 15)
+    assert SmallWorld(rewiring=1.0).out_neighbors(0, 16, 0) == (6, 13)
+
+
+def test_time_varying_topologies_go_through_their_own_rounds():
+    topology = TimeVarying(topologies=[Star(), OnePeerExponential()])
+    assert topology.period(16) == 8
+    hops = [topology.out_neighbors(3, 16, k) for k in range(8)]
+    assert hops == [(0,), (4,), (0,), (5,), (0,), (7,), (0,), (11,)]
+    assert TimeVarying(topologies=[Star(), RandomMatching()]).period(16) is None
+    assert neighbors(topology, 16, 3, 0).out == {0: 0.5}
+
+
+def test_metropolis_hastings_weights():
+    peers = neighbors(MetropolisHastings(topology=Star()), 5, 1, 0)
+    assert peers == Neighbors({0: 0.2}, (0,), 0.8)
+    centre = neighbors(MetropolisHastings(topology=Star()), 5, 0, 0)
+    assert centre.self_weight == pytest.approx(0.2)
+
+
+def test_self_weights():
+    ring = neighbors(SelfWeight(topology=Ring(), weight=0.4), 5, 0, 0)
+    assert ring == Neighbors({4: 0.3, 1: 0.3}, (4, 1), 0.4)
+    each = SelfWeight(topology=DirectedRing(), weight=[0.0, 0.5, 0.25])
+    assert [neighbors(each, 3, k, 0).self_weight for k in range(3)] == [0.0, 0.5, 0.25]
+    assert neighbors(SelfWeight(topology=BipartiteMatching()), 3, 0, 0).self_weight == 1.0
+
+
+@pytest.mark.parametrize(
+    ("topology", "size", "text"),
+    [
+        (Hypercube(), 6, "Hypercube needs a power of two of workers, not 6: take 4 or 8"),
+        (Torus(rows=3), 16, r"rows=3\) needs a multiple of 3 workers, not 16: take 15 or 18"),
+        (Torus(rows=5), 3, "take 5$"),
+        (RandomRegular(degree=3), 7, "does not exist for 7 workers, since their product is odd"),
+        (RandomRegular(degree=8), 8, "needs at least 9 workers, not 8: give a smaller degree"),
+        (SmallWorld(), 4, "needs at least 5 workers, not 4: give fewer neighbours"),
+        (TimeVarying(topologies=[Ring(), Hypercube()]), 6, "Hypercube needs a power of two"),
+        (MetropolisHastings(topology=Hypercube()), 6, "Hypercube needs a power of two"),
+        (
+            MetropolisHastings(topology=DirectedRing()),
+            4,
+            "MetropolisHastings needs an undirected topology, but DirectedRing has an edge 0 -> 1 "
+            "and none back",
+        ),
+        (SelfWeight(topology=Ring(), weight=[0.5]), 4, "has 1 weights but there are 4 workers"),
+    ],
+    ids=str,
+)
+def test_sizes_that_do_not_exist(topology, size, text):
+    with pytest.raises(ValueError, match=text) as caught:
+        topology.validate(size)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: RandomMatching(seed=-1), "seed is -1"),
+        (lambda: SmallWorld(seed=-1), "seed is -1"),
+        (lambda: SmallWorld(neighbors=3), "neighbors is 3: give an even integer >= 2"),
+        (lambda: SmallWorld(rewiring=1.5), "rewiring is 1.5: give a number from 0 to 1"),
+        (lambda: RandomRegular(degree=1), "degree is 1: give an integer >= 2"),
+        (lambda: Tree(branching=0), "branching is 0"),
+        (lambda: Torus(rows=0), "rows is 0"),
+        (lambda: TimeVarying(topologies=[]), "TimeVarying has no topologies"),
+        (lambda: SelfWeight(topology=Ring(), weight=1.0), "weight is 1.0: give a number >= 0"),
+    ],
+)
+def test_settings_that_are_refused(make, text):
+    with pytest.raises(ValueError, match=text):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("0 1\n1 two\n", "line 2 is '1 two': write two ranks such as `0 1`"),
+        ("0 1\n\n# x\n1 2 3\n", "line 4 is '1 2 3'"),
+        ("0 -1\n", "line 1 is '0 -1'"),
+        ("# nothing\n", "has no edges"),
+    ],
+)
+def test_edge_lists_that_cannot_be_read(tmp_path, content, text):
+    path = tmp_path / "edges.txt"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=text):
+        EdgeList(path=str(path))
+    with pytest.raises(ValueError, match="there is no edge list"):
+        EdgeList(path=str(tmp_path / "none.txt"))
+
+
+def test_an_edge_list_names_its_file_in_errors(tmp_path):
+    (tmp_path / "edges.txt").write_text("0 1\n1 7  # far\n")
+    with pytest.raises(ValueError, match=r"edges.txt has an edge \(1, 7\) but 3 workers"):
+        EdgeList(path=str(tmp_path / "edges.txt")).validate(3)

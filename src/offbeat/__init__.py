@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 from . import methods, problems, topology
 from . import topology as topologies
+from .batch_norm import reestimate_statistics
 from .cluster import Cluster, Fault
 from .experiment import Budget, Experiment
 from .method import Method, ServerMethod
@@ -33,6 +34,7 @@ __all__ = [
     "message",
     "methods",
     "problems",
+    "reestimate_statistics",
     "replay",
     "run",
     "simulate",

@@ -11,7 +11,7 @@ import torch
 from .cluster import Cluster
 from .experiment import DEFAULT_SAMPLES, Budget, Experiment, OptimizerClass
 from .method import Method
-from .problems import Digits, Problem
+from .problems import IID, Digits, Partition, Problem
 from .run import Run
 from .runtime.simulated import Simulation
 from .runtime.world import Progress
@@ -26,6 +26,7 @@ def simulate(
     optimizer: OptimizerClass | None = None,
     budget: Budget | None = None,
     schedule: Schedule | None = None,
+    partition: Partition | None = None,
     seed: int = 0,
     evaluate_every: int | None = None,
     evaluate_on: Literal["validation", "test"] = "test",
@@ -44,6 +45,7 @@ def simulate(
         optimizer: a `torch.optim` class with its settings bound; SGD at rate 0.1 if not given.
         budget: when the run ends; after 30,000 samples if not given.
         schedule: of the learning rate; constant if not given.
+        partition: how samples are dealt out to the workers; IID if not given.
         seed: decides the initial model, the order of the data and every random choice.
         evaluate_every: samples between evaluations; a thirtieth of the budget if not given.
         evaluate_on: the part of the data that evaluations use.
@@ -66,6 +68,7 @@ def simulate(
         optimizer=optimizer or functools.partial(torch.optim.SGD, lr=0.1),
         budget=budget or Budget(samples=DEFAULT_SAMPLES),
         schedule=schedule or Constant(),
+        partition=partition or IID(),
         seed=seed,
         evaluate_every=evaluate_every,
         evaluate_on=evaluate_on,
@@ -84,19 +87,21 @@ def run(
     optimizer: OptimizerClass | None = None,
     budget: Budget | None = None,
     schedule: Schedule | None = None,
+    partition: Partition | None = None,
     seed: int = 0,
     evaluate_every: int | None = None,
     evaluate_on: Literal["validation", "test"] = "test",
     threads: int = 1,
     device: str = "cpu",
+    inject: bool = False,
     progress: Progress | None = None,
     directory: Path | str | None = None,
 ) -> Run:
     """Run a method for real, each node as a process on this machine.
 
     Arguments are those of `simulate`; of the cluster the workers and the faults count, with two
-    workers if it is not given. The processes import the script: it calls this under
-    `if __name__ == "__main__"`.
+    workers if it is not given. With `inject` each gradient takes at least as long as the cluster
+    says. The processes import the script: it calls this under `if __name__ == "__main__"`.
 
     Raises:
         ValueError: in one line, for whatever cannot work.
@@ -108,11 +113,13 @@ def run(
         optimizer=optimizer or functools.partial(torch.optim.SGD, lr=0.1),
         budget=budget or Budget(samples=DEFAULT_SAMPLES),
         schedule=schedule or Constant(),
+        partition=partition or IID(),
         seed=seed,
         evaluate_every=evaluate_every,
         evaluate_on=evaluate_on,
         threads=threads,
         device=device,
+        inject=inject,
     )
     return run_experiment(experiment, progress, directory)
 

@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 # The registries, so that their classes can be named without a path.
 from . import methods as methods
 from . import problems as problems
+from .cluster.catalogue import preset_config
 from .experiment import DEFAULT_SAMPLES, Experiment, OptimizerClass
 from .userfile import import_path, is_reference, reference
 
@@ -23,9 +24,9 @@ DEFAULTS: Config = {
     "problem": {"class_path": "offbeat.problems.Digits"},
     "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}},
 }
-CLASSES = ("method", "problem", "optimizer", "schedule")
+CLASSES = ("method", "problem", "optimizer", "schedule", "partition")
 """The parts of an experiment that name a class."""
-COMMAND_KEYS = ("out", "plots", "workers")
+COMMAND_KEYS = ("out", "plots", "log", "workers")
 """What `--print_config` prints of the command; a config file describes an experiment only."""
 
 
@@ -55,7 +56,8 @@ def parse(
     """Parse options over config files over defaults.
 
     A class that is named anew starts from its own defaults: the learning rate of SGD in a file is
-    not that of `--optimizer Adam`. Keys of `ignored` are dropped from config files.
+    not that of `--optimizer Adam`. So does a cluster that is named: `--cluster one-straggler`.
+    Keys of `ignored` are dropped from config files.
     """
     config: Config = dict(defaults)
     rest: list[str] = []
@@ -69,16 +71,20 @@ def parse(
             config = merged(config, read_config(Path(path)))
         else:
             rest.append(_imported(option))
+    rest = _without_bare_flags(rest)
+    named, rest = _cluster_named(rest)
+    cluster: Any = config.get("cluster", {}) if named is None else named
+    config["cluster"] = {"preset": cluster} if isinstance(cluster, str) else cluster
     for key in ("cluster", "budget"):
         part = config.get(key, {})
         if not isinstance(part, dict):
             raise ValueError(f"{key} must be a mapping of its settings, not {part!r}")
     for key in (*COMMAND_KEYS, *ignored):
         config.pop(key, None)
-    for key in CLASSES:
-        named = _value_of(f"--{key}", rest)
-        if named is not None and key in config and _class_name(config[key]) != _last(named):
-            del config[key]
+    cluster = _cluster(config["cluster"], _value_of("--cluster.workers", rest))
+    _forget_others(cluster, ("compute",), "--cluster.", rest)
+    config["cluster"] = cluster
+    _forget_others(config, CLASSES, "--", rest)
     budget = ("--budget", "--budget.samples", "--budget.seconds")
     given = any(option.partition("=")[0] in budget for option in rest)
     limits: Mapping[str, Any] = config.get("budget") or {}
@@ -146,7 +152,10 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> Config:
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
-        if isinstance(old, dict) and isinstance(value, dict):
+        if key == "cluster" and isinstance(old, str) and isinstance(value, dict):
+            old = {"preset": old}
+        named = key == "cluster" and isinstance(value, dict) and "preset" in value
+        if isinstance(old, dict) and isinstance(value, dict) and not named:
             same = _class_name(old) == _class_name(value)
             result[key] = merged(old, value) if same else value
         else:
@@ -186,6 +195,60 @@ def _imported_in(config: Any) -> Any:
     if isinstance(config, str) and is_reference(config):
         return import_path(config)
     return config
+
+
+def _without_bare_flags(options: Sequence[str]) -> list[str]:
+    """`--inject` alone means `--inject true`."""
+    result: list[str] = []
+    for k, option in enumerate(options):
+        following = options[k + 1] if k + 1 < len(options) else ""
+        bare = option == "--inject" and following.lower() not in ("true", "false")
+        result.append("--inject=true" if bare else option)
+    return result
+
+
+def _cluster_named(options: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The preset that `--cluster NAME` names, and the options without it.
+
+    A mapping, or a file that holds one, is left in the options.
+    """
+    named = _value_of("--cluster", options)
+    if named is None or named.lstrip().startswith("{") or Path(named).is_file():
+        return None, list(options)
+    rest: list[str] = []
+    waiting = iter(options)
+    for option in waiting:
+        if option == "--cluster":
+            next(waiting, None)
+        elif not option.startswith("--cluster="):
+            rest.append(option)
+    return named, rest
+
+
+def _cluster(config: Mapping[str, Any], workers: str | None) -> Config:
+    """A cluster's settings, over those of the preset that it names.
+
+    `workers` is that option's value, where it is given. With fewer workers than the preset's own
+    what the preset says of the others is left out.
+    """
+    own = {key: value for key, value in config.items() if key != "preset"}
+    if "preset" not in config:
+        return own
+    count = own.get("workers")
+    if workers is not None and workers.isdecimal():
+        count = int(workers)
+    known = count if isinstance(count, int) and count > 0 else None
+    return merged(preset_config(str(config["preset"]), known), own)
+
+
+def _forget_others(
+    config: Config, keys: Iterable[str], prefix: str, options: Sequence[str]
+) -> None:
+    """Drop the settings of classes in whose place the options name others."""
+    for key in keys:
+        named = _value_of(f"{prefix}{key}", options)
+        if named is not None and key in config and _class_name(config[key]) != _last(named):
+            del config[key]
 
 
 def _value_of(option: str, options: Sequence[str]) -> str | None:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from .cluster import Cluster
 from .method import Method
 from .parameters import UNUSABLE
-from .problems import Problem
+from .problems import IID, Partition, Problem
 from .schedule import Constant, Schedule
 from .userfile import reference
 
@@ -60,6 +60,7 @@ class Experiment:
         optimizer: the inner optimizer, any first-order one of torch.optim.
         schedule: of its learning rate.
         budget: when the run ends.
+        partition: how the training samples are dealt out to the workers.
         seed: decides the initial model, the order of the data and every random choice.
         evaluate_every: samples between evaluations; a thirtieth of the budget if not given.
         evaluate_on: the part of the data that evaluations use.
@@ -67,6 +68,8 @@ class Experiment:
             threads; chosen from the model if not given. Bits depend on it.
         threads: that PyTorch may use. Bits depend on it.
         device: where models, data and parameters live, such as cpu or cuda:0.
+        inject: whether in a real run gradients take at least as long as the cluster says; the
+            simulator knows no other times.
     """
 
     method: Method
@@ -75,12 +78,14 @@ class Experiment:
     optimizer: OptimizerClass
     budget: Budget
     schedule: Schedule = Constant()
+    partition: Partition = IID()
     seed: int = 0
     evaluate_every: int | None = None
     evaluate_on: Literal["validation", "test"] = "test"
     evaluator: Literal["auto", "serial", "vmap", "pool"] = "auto"
     threads: int = 1
     device: str = "cpu"
+    inject: bool = False
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -116,6 +121,7 @@ class Experiment:
                     f"{type(self.method).__name__} lets no worker join late; drop the fault or "
                     "use a method of which `offbeat methods` says that it survives a loss"
                 )
+        self.cluster.require_nodes(nodes)
         quota = self.quota
         if quota is not None and quota < 1:
             raise ValueError(

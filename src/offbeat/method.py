@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from .ledger import Ledger
 from .node import Node, Suspension
 
 S = TypeVar("S")
@@ -52,19 +53,23 @@ class Method(ABC):
     """Hyper-parameters, and what each role does. Subclasses are frozen dataclasses.
 
     One round of a worker is `step`. `background` names further coroutine methods, each of which
-    runs on every worker beside `step`, round after round.
+    runs on every worker beside `step`, round after round. The docstring names the paper, as
+    `offbeat.citation` reads it.
     """
 
     family: ClassVar[str] = "user"
-    reference: ClassVar[str] = ""
     background: ClassVar[tuple[str, ...]] = ()
     messages: ClassVar[tuple[type, ...]] = ()
     synchronous: ClassVar[bool] = False
     """Every worker makes the same number of steps; otherwise whoever is free takes the next."""
     survives_loss: ClassVar[bool] = False
     """The other workers go on when one departs, and late ones are let in."""
-    serial: ClassVar[dict[str, Any]] = {}
-    """The settings under which one worker without latency is serial SGD."""
+    chooses_samples: ClassVar[bool] = False
+    """It says which samples a gradient is of, and so cannot run in a user's own loop."""
+    serial: ClassVar[dict[str, Any] | None] = {}
+    """The settings under which one worker without latency is serial SGD; None if there are none."""
+    ledger: ClassVar[Ledger | None] = None
+    """What the method conserves."""
 
     @abstractmethod
     async def step(self, node: Node) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from .parameters import Layout, OptimizerFactory, ParameterOptimizer
+from .parameters import Layout, OptimizerFactory, ParameterOptimizer, SparseVector
 from .schedule import Schedule
 from .topology import Neighbors, Topology, neighbors
 
@@ -43,15 +43,46 @@ class Suspension(Generic[R]):
         return (yield self)
 
 
-@dataclass(slots=True, eq=False)
 class Gradient:
-    """A minibatch gradient at a snapshot of the parameters."""
+    """A minibatch gradient at a snapshot of the parameters.
 
-    vector: Tensor
-    """(d,)"""
-    versions: tuple[int, ...]
-    """Version of each shard of the snapshot; one number unless servers share the parameters."""
-    loss: float
+    Args:
+        values: (d,), dense or sparse as the model gives it.
+        versions: of each shard of the snapshot; one number unless servers share the parameters.
+        loss: of the minibatch.
+    """
+
+    __slots__ = ("_sparse", "_vector", "loss", "versions")
+
+    def __init__(
+        self, values: Tensor | SparseVector, versions: tuple[int, ...], loss: float
+    ) -> None:
+        sparse = isinstance(values, SparseVector)
+        self._vector = None if sparse else values
+        self._sparse = values if sparse else None
+        self.versions = versions
+        self.loss = loss
+
+    @property
+    def vector(self) -> Tensor:
+        """(d,), dense; of a sparse gradient made when first asked for."""
+        if self._vector is None:
+            assert self._sparse is not None
+            self._vector = self._sparse.dense()
+        return self._vector
+
+    def sparse(self) -> tuple[Tensor, Tensor]:
+        """Coordinates that may be other than zero, (k,) int64 increasing, and their values (k,).
+
+        They are those that the model's own sparse gradients name, where it gives such
+        (`nn.Embedding(sparse=True)`), and all of its dense parameters; of a model without sparse
+        gradients, and in the user's loop, the entries of `vector` that are not zero.
+        """
+        if self._sparse is None:
+            vector = self.vector
+            indices = vector.nonzero().reshape(-1)
+            self._sparse = SparseVector(size=len(vector), indices=indices, values=vector[indices])
+        return self._sparse.indices, self._sparse.values
 
     @property
     def version(self) -> int:
@@ -169,6 +200,8 @@ class Node:
     seed: int
     shards: tuple[Shard, ...] = ()
     """The servers and what part of the parameters each holds; empty without servers."""
+    minibatches: Callable[[int], Tensor] | None = None
+    """Gives `minibatch`; None where the samples are the user's own loop's."""
 
     round: int = 0
     """Rounds of `step` or `serve` that this node has completed."""
@@ -186,8 +219,8 @@ class Node:
         self._outer: dict[str, OuterOptimizer] = {}
         self._collectives: dict[tuple[Group, int | None], int] = {}
         self._optimizer: ParameterOptimizer | None = None
-        # A server's step uses one worker's minibatch; a peer's step stands for one of each.
-        peers = 1 if self.servers else len(self.workers)
+        # A server's step uses one worker's minibatch; a worker's step stands for one of each.
+        peers = 1 if self.is_server else len(self.workers)
         self._samples_per_gradient = self.batch_size * peers
 
     # Who and where
@@ -337,8 +370,26 @@ class Node:
         step = self.requests
         self.requests += 1
         self._mixes_at_snapshot = self._mixes
+        if batch is not None:
+            self._require_minibatches()
         point = self.parameters if at is None else at
         return GradientRequest(point.clone(), batch, cancel_on, step, tuple(self.versions))
+
+    def minibatch(self, number: int) -> Tensor:
+        """Sample numbers (b,) of one minibatch of the whole training set, for `gradient(batch=)`.
+
+        They are in the order in which a single worker would go through all samples, epoch after
+        epoch; the same on every node.
+        """
+        return self._require_minibatches()(number)
+
+    def _require_minibatches(self) -> Callable[[int], Tensor]:
+        if self.minibatches is None:
+            raise ValueError(
+                "in the user's own loop the samples of a gradient are the loop's: a method cannot "
+                "choose them"
+            )
+        return self.minibatches
 
     def sleep(self, seconds: float) -> Sleep:
         """Await that many seconds."""

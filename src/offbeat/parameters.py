@@ -16,6 +16,22 @@ OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 """Builds the inner optimizer on named parameters: a `torch.optim` class with its settings bound."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SparseVector:
+    """A vector (d,) of which only some coordinates may be other than zero."""
+
+    size: int
+    """d."""
+    indices: Tensor
+    """(k,) int64, increasing."""
+    values: Tensor
+    """(k,)"""
+
+    def dense(self) -> Tensor:
+        """The whole vector (d,), newly made."""
+        return self.values.new_zeros(self.size).index_copy_(0, self.indices, self.values)
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where each named parameter lies in a flat vector of shape (d,)."""
@@ -48,8 +64,18 @@ class Layout:
         return [vector[s].view(shape) for s, shape in zip(self.spans, self.shapes, strict=True)]
 
     def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
-        """A new vector (d,) of one tensor per parameter."""
-        return torch.cat([tensor.reshape(-1) for tensor in tensors])
+        """A new vector (d,) of one tensor per parameter, dense or sparse."""
+        return torch.cat([_densified(tensor).reshape(-1) for tensor in tensors])
+
+    def flatten_sparse(self, tensors: Sequence[Tensor]) -> SparseVector:
+        """The same, keeping what sparse COO tensors leave out; dense ones give every coordinate."""
+        indices: list[Tensor] = []
+        values: list[Tensor] = []
+        for span, tensor in zip(self.spans, tensors, strict=True):
+            within, held = _coordinates(tensor)
+            indices.append(within + span.start)
+            values.append(held)
+        return SparseVector(size=self.size, indices=torch.cat(indices), values=torch.cat(values))
 
     def split(self, parts: int) -> tuple[Layout, ...]:
         """Consecutive parts, cut at tensor boundaries, as even in size as those allow.
@@ -79,6 +105,25 @@ class Layout:
         """The slices of the whole vector that `split(parts)` cuts."""
         ends = list(accumulate(layout.size for layout in self.split(parts)))
         return tuple(slice(start, end) for start, end in zip([0, *ends], ends, strict=False))
+
+
+def _densified(tensor: Tensor) -> Tensor:
+    return tensor.to_dense() if tensor.is_sparse else tensor
+
+
+def _coordinates(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Where in the flattened tensor (m,) its stored values lie, increasing, and the values."""
+    if not tensor.is_sparse:
+        return torch.arange(tensor.numel(), device=tensor.device), tensor.reshape(-1)
+    tensor = tensor.coalesce()
+    rows = tensor.indices()  # (sparse dimensions, k)
+    shape = tensor.shape
+    flat = rows.new_zeros(rows.shape[1])
+    for extent, row in zip(shape, rows, strict=False):
+        flat = flat * extent + row
+    width = torch.Size(shape[tensor.sparse_dim() :]).numel()
+    flat = flat[:, None] * width + torch.arange(width, device=rows.device)
+    return flat.reshape(-1), tensor.values().reshape(-1)
 
 
 UNUSABLE = {

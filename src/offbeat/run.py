@@ -5,15 +5,21 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 import platform
+import zlib
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -55,6 +61,7 @@ class Run:
         trace: what happened when.
         vector: the final model (d,).
         layout: names and shapes of its parameters.
+        buffers: what else the model's state_dict holds, such as batch norm's statistics.
         seconds: when the last gradient was computed.
         stop: why it stopped.
         notes: what the user should know, a line each.
@@ -70,13 +77,19 @@ class Run:
     stop: str
     error: str | None = None
     notes: list[str] = field(default_factory=list[str])
+    buffers: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     resolved: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def parameters(self) -> dict[str, Tensor]:
-        """The final model: for `module.load_state_dict(run.parameters, strict=False)`."""
+        """The final model's parameters by name."""
         views = self.layout.views(self.vector)
         return dict(zip(self.layout.names, views, strict=True))
+
+    @property
+    def state_dict(self) -> dict[str, Tensor]:
+        """The final model, whole: for `module.load_state_dict(run.state_dict)`."""
+        return self.parameters | self.buffers
 
     @property
     def staleness(self) -> NDArray[np.int64]:
@@ -96,20 +109,23 @@ class Run:
         return next((row for row in self.metrics if row.accuracy >= accuracy), None)
 
     def save(self, directory: Path) -> None:
-        """Write experiment.yaml, metrics.csv, trace.npz, parameters.safetensors, run.json."""
+        """Write experiment.yaml, metrics.csv, trace.npz, model.safetensors and run.json.
+
+        A file has its name only once it is whole. run.json comes last: where it is, all are.
+        """
         directory.mkdir(parents=True, exist_ok=True)
-        config = to_config(self.experiment) | self.resolved
-        (directory / "experiment.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-        names = [f.name for f in dataclasses.fields(Metrics)]
-        with (directory / "metrics.csv").open("w", newline="") as file:
+        (directory / "run.json").unlink(missing_ok=True)
+        with _whole(directory / "experiment.yaml") as path:
+            config = to_config(self.experiment) | self.resolved
+            path.write_text(yaml.safe_dump(config, sort_keys=False))
+        with _whole(directory / "metrics.csv") as path, path.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(names)
-            writer.writerows([[getattr(row, name) for name in names] for row in self.metrics])
-        self.trace.save(directory / "trace.npz")
-        save_file(
-            {name: view.contiguous() for name, view in self.parameters.items()},
-            directory / "parameters.safetensors",
-        )
+            writer.writerow(COLUMNS)
+            writer.writerows([[getattr(row, name) for name in COLUMNS] for row in self.metrics])
+        with _whole(directory / "trace.npz") as path:
+            self.trace.save(path)
+        with _whole(directory / "model.safetensors") as path:
+            save_file({name: held.contiguous() for name, held in self.state_dict.items()}, path)
         summary = {
             "mode": self.mode,
             "seconds": self.seconds,
@@ -118,14 +134,120 @@ class Run:
             "notes": self.notes,
             "versions": versions(),
             "layout": {"names": self.layout.names, "shapes": self.layout.shapes},
+            "bytes": {name: (directory / name).stat().st_size for name in FILES},
         }
-        (directory / "run.json").write_text(json.dumps(summary, indent=2) + "\n")
+        with _whole(directory / "run.json") as path:
+            path.write_text(json.dumps(summary, indent=2) + "\n")
+
+
+FILES = ("experiment.yaml", "metrics.csv", "trace.npz", "model.safetensors")
+"""A run directory has these and run.json, which is written last."""
+COLUMNS = [f.name for f in dataclasses.fields(Metrics)]
+"""Columns of metrics.csv."""
+
+
+def load_run(directory: Path | str) -> Run:
+    """A run from its directory, as `Run.save` wrote it.
+
+    Raises:
+        ValueError: in one line that names the file that is missing or damaged.
+    """
+    from .config import load_experiment
+
+    folder = Path(directory)
+    if not (folder / "run.json").is_file():
+        raise ValueError(
+            f"{folder} has no run.json: it is no run directory, or of a run unfinished"
+        )
+    with _readable(folder / "run.json") as path:
+        summary = json.loads(path.read_text())
+        names, shapes = summary["layout"]["names"], summary["layout"]["shapes"]
+        layout = Layout(tuple(names), tuple(tuple(shape) for shape in shapes))
+        sizes = summary["bytes"]
+        ended = {name: summary[name] for name in ("mode", "seconds", "stop", "error", "notes")}
+    with _readable(folder / "experiment.yaml", sizes) as path:
+        experiment = load_experiment(path)
+    with _readable(folder / "metrics.csv", sizes) as path:
+        metrics = _read_metrics(path)
+    with _readable(folder / "trace.npz", sizes) as path:
+        trace = Trace.load(path)
+    with _readable(folder / "model.safetensors", sizes) as path:
+        state = load_file(path)
+        vector = layout.flatten([state.pop(name) for name in layout.names])
+    return Run(
+        experiment=experiment,
+        metrics=metrics,
+        trace=trace,
+        vector=vector,
+        layout=layout,
+        buffers=state,
+        **ended,
+    )
 
 
 def load_parameters(directory: Path, layout: Layout) -> Tensor:
-    """The final model (d,) of a run directory."""
-    stored = load_file(directory / "parameters.safetensors")
-    return layout.flatten([stored[name] for name in layout.names])
+    """The final model (d,) of a run directory.
+
+    Raises:
+        ValueError: in one line, if the file is missing or damaged.
+    """
+    with _readable(directory / "model.safetensors") as path:
+        stored = load_file(path)
+        return layout.flatten([stored[name] for name in layout.names])
+
+
+def _read_metrics(path: Path) -> list[Metrics]:
+    with path.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    if header != COLUMNS:
+        raise ValueError(f"its columns are {', '.join(header)}, not {', '.join(COLUMNS)}")
+    return [
+        Metrics(
+            seconds=float(seconds),
+            samples=int(samples),
+            steps=int(steps),
+            loss=float(loss),
+            accuracy=float(accuracy),
+            consensus=float(consensus),
+            bytes=int(sent),
+        )
+        for seconds, samples, steps, loss, accuracy, consensus, sent in rows
+    ]
+
+
+@contextmanager
+def _whole(path: Path) -> Generator[Path]:
+    """Where to write a file that takes the name `path` when it is complete."""
+    part = path.with_name(f".part-{path.name}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _readable(path: Path, sizes: Mapping[str, int] | None = None) -> Generator[Path]:
+    """One line for whatever is wrong with a file of a run directory; `sizes` as they were saved."""
+    try:
+        found = path.stat().st_size
+        if sizes is not None and found != sizes[path.name]:
+            raise ValueError(f"it has {found:,} bytes, and had {sizes[path.name]:,} when saved")
+        yield path
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
+    except KeyError as error:
+        raise ValueError(f"{path} is damaged: it lacks {error}") from error
+    except (
+        ValueError,
+        TypeError,
+        OSError,
+        EOFError,
+        BadZipFile,
+        zlib.error,
+        SafetensorError,
+    ) as error:
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def versions() -> dict[str, str]:

@@ -28,6 +28,7 @@ TABLES: dict[str, list[tuple[str, str]]] = {
         ("outcome", "i1"),
     ],
     "waits": [("node", "i4"), ("start_ns", "i8"), ("end_ns", "i8")],
+    "work": [("node", "i4"), ("start_ns", "i8"), ("end_ns", "i8")],
     "faults": [("node", "i4"), ("at_ns", "i8"), ("kind", "i1"), ("factor", "f8")],
 }
 DELIVERED, LOST = 0, 1
@@ -77,6 +78,11 @@ class Trace:
     def waits(self) -> NDArray[np.void]:
         """When each node's worker role waited for a message, a collective or a sleep."""
         return self.table("waits")
+
+    @property
+    def work(self) -> NDArray[np.void]:
+        """When each server's processor worked on a message that had reached it."""
+        return self.table("work")
 
     @property
     def faults(self) -> NDArray[np.void]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -20,8 +20,8 @@ from ..api import run_experiment, simulate_experiment
 from ..config import DEFAULTS, build, experiment_parser, parse, resolved
 from ..experiment import Experiment
 from ..parameters import ParameterOptimizer
-from ..run import Run, load_parameters
-from ..runtime.world import World
+from ..run import Metrics, Run, load_parameters
+from ..runtime.world import Progress, World
 from .errors import UsageError, explain, one_line
 from .output import print_summary, run_progress, write_line
 
@@ -127,6 +127,31 @@ def output_directory(out: str | None, name: str) -> Generator[Path]:
         raise UsageError(one_line(error)) from error
 
 
+@contextmanager
+def logged(
+    log: str | None, experiment: Experiment, directory: Path, report: Progress | None
+) -> Generator[Progress | None]:
+    """What a run calls at each evaluation: the progress bar, and the logger asked for."""
+    if log is None:
+        yield report
+        return
+    # Imported here: most runs are not logged.
+    from ..loggers import TensorBoard, WeightsAndBiases
+
+    if log == "tensorboard":
+        logger = TensorBoard(directory / "tensorboard", experiment)
+    else:
+        logger = WeightsAndBiases(directory=directory, experiment=experiment)
+
+    def both(row: Metrics) -> None:
+        logger(row)
+        if report is not None:
+            report(row)
+
+    with logger:
+        yield both
+
+
 def _execute(
     command: str,
     parser: ArgumentParser,
@@ -138,14 +163,23 @@ def _execute(
         "--out", type=str | None, help="run directory; runs/<time>-<method> if not given"
     )
     parser.add_argument("--plots", action="store_true", help="also save plots of the run")
+    parser.add_argument(
+        "--log",
+        type=Literal["tensorboard", "wandb"] | None,
+        help="also log evaluations into the run directory: tensorboard or wandb (offline)",
+    )
     parsed: Namespace = parsed_options(
         parser, functools.partial(parse, parser, defaults=defaults), options
     )
     experiment: Experiment = parsed_options(parser, functools.partial(build, parser), parsed)
     checked(experiment)
     name = type(experiment.method).__name__
-    with output_directory(parsed.out, name) as directory, run_progress(experiment) as report:
-        result = execute(experiment, report, directory)
+    with (
+        output_directory(parsed.out, name) as directory,
+        run_progress(experiment) as report,
+        logged(parsed.log, experiment, directory, report) as progress,
+    ):
+        result = execute(experiment, progress, directory)
     result.resolved |= resolved(parsed)
     result.save(directory)
     if parsed.plots:

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 
 from .. import cluster, schedule
 from ..methods import METHODS
-from ..problems import PROBLEMS
+from ..problems import PROBLEMS, Partition
 from ..topology import TOPOLOGIES
 
 
@@ -93,6 +93,7 @@ KINDS: dict[str, tuple[str, Sequence[str], str]] = {
     "topology": ("topology", list(TOPOLOGIES), ""),
     "problem": ("problem", list(PROBLEMS), ""),
     "compute": ("compute time", [c.__name__ for c in cluster.ComputeTime.__subclasses__()], ""),
+    "partition": ("partition", [c.__name__ for c in Partition.__subclasses__()], ""),
     "schedule": ("schedule", [c.__name__ for c in schedule.Schedule.__subclasses__()], ""),
     "optimizer": (
         "optimizer",

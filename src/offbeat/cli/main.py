@@ -9,10 +9,17 @@ import sys
 from collections.abc import Callable, Sequence
 
 from .. import __version__
+from .cite import cite
+from .clusters import clusters
 from .commands import INTERRUPTED, replay, run, simulate
 from .compare import compare
 from .errors import UsageError, nearest, one_line
+from .export import export
 from .output import console, methods_table, write_line
+from .problems import problems
+from .report import report
+from .sweep import sweep
+from .topologies import topologies
 
 
 def methods(options: Sequence[str]) -> int:
@@ -27,8 +34,15 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "simulate": simulate,
     "run": run,
     "compare": compare,
+    "sweep": sweep,
     "replay": replay,
+    "report": report,
+    "export": export,
     "methods": methods,
+    "topologies": topologies,
+    "problems": problems,
+    "clusters": clusters,
+    "cite": cite,
 }
 
 

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ..citation import citations
 from ..experiment import Experiment
 from ..method import Method
 from ..methods import METHODS
@@ -158,7 +159,7 @@ def methods_table() -> Table:
             ", ".join(roles),
             "yes" if method.synchronous else "no",
             "yes" if method.survives_loss else "no",
-            method.reference,
+            "; ".join(f"{c.short}, {c.title}" for c in citations(method)),
         )
     return table
 

@@ -6,12 +6,17 @@ from ..method import Method
 from .ad_psgd import ADPSGD
 from .all_reduce import AllReduceSGD, RingAllReduceSGD
 from .async_sgd import AsyncSGD
-from .dc_asgd import DelayCompensatedSGD
+from .d_psgd import DPSGD
+from .dc_asgd import AdaptiveDelayCompensatedSGD, DelayCompensatedSGD
 from .diloco import StreamingDiLoCo
+from .dispatched_async_sgd import DispatchedAsyncSGD
 from .local_sgd import LocalSGD
+from .post_local_sgd import PostLocalSGD
 from .sgd import SGD
 from .sgp import StochasticGradientPush
 from .slowmo import SlowMo
+from .sparse_async_sgd import SparseAsyncSGD
+from .sync_sgd import SyncSGD
 
 METHODS: dict[str, type[Method]] = {
     method.__name__: method
@@ -19,11 +24,17 @@ METHODS: dict[str, type[Method]] = {
         SGD,
         AllReduceSGD,
         RingAllReduceSGD,
+        SyncSGD,
         AsyncSGD,
+        SparseAsyncSGD,
+        DispatchedAsyncSGD,
         DelayCompensatedSGD,
+        AdaptiveDelayCompensatedSGD,
+        DPSGD,
         ADPSGD,
         StochasticGradientPush,
         LocalSGD,
+        PostLocalSGD,
         SlowMo,
         StreamingDiLoCo,
     )

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..ledger import Ledger
 from ..message import message
 from ..method import Method
 from ..node import Node, PeerLost
@@ -57,13 +58,14 @@ class ADPSGD(Method):
     topology: Topology = field(default_factory=Ring)
 
     family: ClassVar[str] = "decentralized"
-    reference: ClassVar[str] = (
-        "Lian et al., Asynchronous Decentralized Parallel Stochastic Gradient Descent, 2018"
-    )
     background: ClassVar[tuple[str, ...]] = ("answer",)
     messages: ClassVar[tuple[type, ...]] = (Offer, Difference)
     survives_loss: ClassVar[bool] = True
-    serial: ClassVar[dict[str, Any]] = {"topology": Ring()}
+    serial: ClassVar[dict[str, Any] | None] = {"topology": Ring()}
+    ledger: ClassVar[Ledger | None] = Ledger(
+        held=lambda node: node.parameters,
+        carried=lambda message: message.delta if isinstance(message, Difference) else None,
+    )
 
     def validate(self, workers: int) -> None:
         self.topology.validate(workers)

@@ -19,7 +19,6 @@ class AllReduceSGD(Method):
     """
 
     family: ClassVar[str] = "all-reduce"
-    reference: ClassVar[str] = "Goyal et al., Accurate, Large Minibatch SGD, 2017"
     synchronous: ClassVar[bool] = True
 
     async def step(self, node: Node) -> None:
@@ -42,7 +41,6 @@ class RingAllReduceSGD(AllReduceSGD):
     Reference: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms", 2009.
     """
 
-    reference: ClassVar[str] = "Patarasuk and Yuan, Bandwidth optimal all-reduce algorithms, 2009"
     messages: ClassVar[tuple[type, ...]] = (Chunk,)
 
     async def step(self, node: Node) -> None:

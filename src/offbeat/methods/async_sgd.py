@@ -37,9 +37,8 @@ class AsyncSGD(ServerMethod):
     Differences: a worker makes no step of its own between push and fetch.
     """
 
-    reference: ClassVar[str] = "Dean et al., Large Scale Distributed Deep Networks, 2012"
     messages: ClassVar[tuple[type, ...]] = (Push, Pull)
-    serial: ClassVar[dict[str, Any]] = {"servers": 1}
+    serial: ClassVar[dict[str, Any] | None] = {"servers": 1}
 
     async def serve(self, node: Node) -> None:
         worker, push = await node.recv(Push)

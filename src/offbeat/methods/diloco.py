@@ -51,11 +51,8 @@ class StreamingDiLoCo(Method):
     outer_momentum: float = 0.9
 
     family: ClassVar[str] = "local updates"
-    reference: ClassVar[str] = (
-        "Douillard et al., Streaming DiLoCo with overlapping communication, 2025"
-    )
     synchronous: ClassVar[bool] = True
-    serial: ClassVar[dict[str, Any]] = {
+    serial: ClassVar[dict[str, Any] | None] = {
         "local_steps": 1,
         "fragments": 1,
         "overlap": 0,

@@ -24,9 +24,8 @@ class LocalSGD(Method):
     local_steps: int = 8
 
     family: ClassVar[str] = "local updates"
-    reference: ClassVar[str] = "Stich, Local SGD Converges Fast and Communicates Little, 2019"
     synchronous: ClassVar[bool] = True
-    serial: ClassVar[dict[str, Any]] = {"local_steps": 1}
+    serial: ClassVar[dict[str, Any] | None] = {"local_steps": 1}
 
     def validate(self, workers: int) -> None:
         if self.local_steps < 1:

@@ -20,7 +20,6 @@ class SGD(Method):
     """
 
     family: ClassVar[str] = "serial"
-    reference: ClassVar[str] = "Robbins and Monro, A Stochastic Approximation Method, 1951"
     synchronous: ClassVar[bool] = True
     survives_loss: ClassVar[bool] = True
 

@@ -9,10 +9,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..ledger import Ledger
 from ..message import message
 from ..method import Holder, Method, ModelLost
 from ..node import Node, PeerLost
 from ..topology import OnePeerExponential, Topology
+
+LEAST = 2.0**-10
+"""The push-sum weight below which a worker, once others have departed, keeps what it has."""
 
 
 @message
@@ -28,6 +32,18 @@ class PushSum:
     weight: float = 1.0
 
 
+def _held(node: Node) -> Tensor:
+    """x and w, (d + 1,)."""
+    weight = node.parameters.new_tensor([node.state(PushSum).weight])
+    return torch.cat([node.parameters, weight])
+
+
+def _carried(message: Any) -> Tensor | None:
+    if not isinstance(message, Share):
+        return None
+    return torch.cat([message.parameters, message.parameters.new_tensor([message.weight])])
+
+
 @dataclass(frozen=True, kw_only=True)
 class StochasticGradientPush(Method):
     """SGP: a gradient step on x at z = x / w, then a round of push-sum on x and w.
@@ -41,19 +57,20 @@ class StochasticGradientPush(Method):
     Reference: Assran et al., "Stochastic Gradient Push for Distributed Deep Learning", ICML 2019,
     algorithm 1.
     Differences: weight decay and other terms in x of the inner optimizer act on x, not z; the two
-    are equal on regular graphs.
+    are equal on regular graphs. Those whom departures leave may send to others without being sent
+    anything, so that their w falls towards 0 and the step lr / w of z grows without bound. From the
+    first departure on, a worker with w < 1 therefore steps by lr w, and one with w below 1/1024
+    sends shares of nothing.
     """
 
     topology: Topology = field(default_factory=OnePeerExponential)
 
     family: ClassVar[str] = "decentralized"
-    reference: ClassVar[str] = (
-        "Assran et al., Stochastic Gradient Push for Distributed Deep Learning, 2019"
-    )
     messages: ClassVar[tuple[type, ...]] = (Share,)
     synchronous: ClassVar[bool] = True
     survives_loss: ClassVar[bool] = True
-    serial: ClassVar[dict[str, Any]] = {"topology": OnePeerExponential()}
+    serial: ClassVar[dict[str, Any] | None] = {"topology": OnePeerExponential()}
+    ledger: ClassVar[Ledger | None] = Ledger(held=_held, carried=_carried)
 
     def validate(self, workers: int) -> None:
         self.topology.validate(workers)
@@ -61,12 +78,16 @@ class StochasticGradientPush(Method):
     async def step(self, node: Node) -> None:
         push_sum = node.state(PushSum)
         gradient = await node.gradient(at=node.parameters / push_sum.weight)
-        node.apply(gradient.vector, taken_at=gradient.version)
+        lr_scale = min(1.0, push_sum.weight) if node.departed else 1.0
+        node.apply(gradient.vector, taken_at=gradient.version, lr_scale=lr_scale)
         peers = node.peers(self.topology)
-        for peer, share in peers.out.items():
+        drained = bool(node.departed) and push_sum.weight < LEAST
+        for peer, weight in peers.out.items():
+            share = 0.0 if drained else weight
             node.send(peer, Share(node.parameters * share, push_sum.weight * share))
-        node.mix(scale=peers.self_weight)
-        push_sum.weight *= peers.self_weight
+        kept = 1.0 if drained else peers.self_weight
+        node.mix(scale=kept)
+        push_sum.weight *= kept
         for peer in peers.into:
             try:
                 _, received = await node.recv(Share, source=peer)

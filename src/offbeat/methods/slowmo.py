@@ -59,12 +59,11 @@ class SlowMo(Method):
     buffers: Literal["reset", "keep"] = "reset"
 
     family: ClassVar[str] = "local updates"
-    reference: ClassVar[str] = (
-        "Wang et al., SlowMo: Improving Communication-Efficient Distributed SGD with Slow "
-        "Momentum, 2020"
-    )
     synchronous: ClassVar[bool] = True
-    serial: ClassVar[dict[str, Any]] = {"period": 1_000_000, "inner": LocalSGD(local_steps=1)}
+    serial: ClassVar[dict[str, Any] | None] = {
+        "period": 1_000_000,
+        "inner": LocalSGD(local_steps=1),
+    }
 
     def validate(self, workers: int) -> None:
         if self.period < 1:

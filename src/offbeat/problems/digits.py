@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 
 from offbeat.problems.classification import Classification
 from offbeat.problems.holdout import check_fraction, hold_out
-from offbeat.problems.problem import Data, Split
+from offbeat.problems.problem import Data, Split, Summary
 
 TEST_FRACTION = 0.2
 
@@ -31,6 +31,10 @@ class Digits(Classification):
     Raises:
         ValueError: if a field is out of range.
     """
+
+    summary: ClassVar[Summary | None] = Summary(
+        samples="1,438 + 359", inputs="64 pixels", classes="10", source="scikit-learn"
+    )
 
     hidden: int = 32
     batch_size: int = 16

@@ -3,12 +3,13 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from offbeat.problems.problem import Data, Problem, Split
+from offbeat.problems.problem import Data, Problem, Split, Summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,10 @@ class LeastSquares(Problem):
         ValueError: if a field is out of range, or `condition` is not 1 where the Hessian has one
             non-zero eigenvalue only.
     """
+
+    summary: ClassVar[Summary | None] = Summary(
+        samples="200", inputs="20 numbers", classes="-", source="drawn from the seed"
+    )
 
     dimension: int = 20
     samples: int = 200

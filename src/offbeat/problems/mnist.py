@@ -1,62 +1,148 @@
-"""MNIST: 70,000 handwritten digits, and LeNet-5."""
+"""MNIST and Fashion-MNIST: 70,000 images of 28x28 pixels each, in IDX files."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from offbeat.problems.classification import Classification
-from offbeat.problems.fetch import PublishedFile, obtain
-from offbeat.problems.holdout import check_fraction, hold_out
+from offbeat.problems.fetch import PublishedFile, folders_of, obtain, present
 from offbeat.problems.idx import read_idx
-from offbeat.problems.problem import Data, Split
+from offbeat.problems.images import ImageFiles, Images, check_labels
+from offbeat.problems.problem import DataError, Split, Summary
 
-MIRRORS = (
-    "https://ossci-datasets.s3.amazonaws.com/mnist/",
-    "http://yann.lecun.com/exdb/mnist/",
-)
-SUBFOLDERS = (".", "mnist", "MNIST/raw")
-
-# Mean and standard deviation of the training pixels, as a fraction of 255.
-_MEAN, _DEVIATION = 0.1307, 0.3081
-
-
-def _published(name: str, sha256: str, unpacked_sha256: str) -> PublishedFile:
-    urls = tuple(mirror + name for mirror in MIRRORS)
-    return PublishedFile(name=name, urls=urls, sha256=sha256, unpacked_sha256=unpacked_sha256)
-
-
-# Training images and labels, test images and labels.
-FILES = (
-    _published(
-        "train-images-idx3-ubyte.gz",
-        "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    ),
-    _published(
-        "train-labels-idx1-ubyte.gz",
-        "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    ),
-    _published(
-        "t10k-images-idx3-ubyte.gz",
-        "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    ),
-    _published(
-        "t10k-labels-idx1-ubyte.gz",
-        "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-    ),
+CLASSES = 10
+NAMES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class MNIST(Classification):
-    """Images of 28x28 pixels in ten classes: 60,000 to train on, 10,000 to test; and LeNet-5.
+class IDXSet:
+    """A data set in the four files of MNIST.
+
+    Args:
+        name: its folder in the cache, and in errors.
+        files: training images and labels, test images and labels.
+        subfolders: where they may lie in a given folder.
+        mean: of the training pixels, as a fraction of 255.
+        deviation: their standard deviation, as such a fraction.
+    """
+
+    name: str
+    files: tuple[PublishedFile, ...]
+    subfolders: tuple[str, ...]
+    mean: float
+    deviation: float
+
+
+def _published(
+    mirrors: Sequence[str], sums: Sequence[tuple[str, str]]
+) -> tuple[PublishedFile, ...]:
+    """The four files, from their SHA-256 packed and unpacked."""
+    return tuple(
+        PublishedFile(
+            name=name,
+            urls=tuple(mirror + name for mirror in mirrors),
+            sha256=packed,
+            unpacked_sha256=unpacked,
+        )
+        for name, (packed, unpacked) in zip(NAMES, sums, strict=True)
+    )
+
+
+MNIST_SET = IDXSet(
+    name="mnist",
+    files=_published(
+        (
+            "https://ossci-datasets.s3.amazonaws.com/mnist/",
+            "http://yann.lecun.com/exdb/mnist/",
+        ),
+        (
+            (
+                "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+                "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            ),
+            (
+                "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+                "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            ),
+            (
+                "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+                "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            ),
+            (
+                "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+                "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+            ),
+        ),
+    ),
+    subfolders=(".", "mnist", "MNIST/raw"),
+    mean=0.1307,
+    deviation=0.3081,
+)
+
+FASHION_MNIST_SET = IDXSet(
+    name="fashion-mnist",
+    files=_published(
+        (
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+            "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+        ),
+        (
+            (
+                "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+                "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            ),
+            (
+                "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+                "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            ),
+            (
+                "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+                "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            ),
+            (
+                "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+                "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+            ),
+        ),
+    ),
+    subfolders=(".", "fashion-mnist", "FashionMNIST/raw"),
+    mean=0.2860,
+    deviation=0.3530,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IDXImages(Images):
+    """Images of a data set in IDX files; inputs are (N, 1, 28, 28) float32."""
+
+    published: ClassVar[IDXSet]
+    shape: ClassVar[tuple[int, int, int]] = (1, 28, 28)
+    classes: ClassVar[int] = CLASSES
+
+    def files(self) -> "IDXFiles":
+        return IDXFiles(
+            published=self.published,
+            data_dir=self.data_dir,
+            limit=self.limit,
+            validation=self.validation,
+        )
+
+    def available(self) -> bool:
+        published = self.published
+        folders = folders_of(published.name, self.data_dir, published.subfolders)
+        return present(published.files, folders)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MNIST(IDXImages):
+    """Handwritten digits in ten classes: 60,000 to train on, 10,000 to test.
 
     Inputs are (N, 1, 28, 28) float32, shifted and scaled to mean 0 and deviation 1 over the
     training images. Source: LeCun, Cortes, Burges, "The MNIST database of handwritten digits".
@@ -65,6 +151,8 @@ class MNIST(Classification):
         data_dir: folder with the four official files, packed or not, in itself, in mnist or in
             MNIST/raw. Without it, the folder named by OFFBEAT_DATA is read in the same way, then
             ~/.cache/offbeat/mnist, to which missing files are downloaded.
+        network: the model.
+        width: maps of a ResNet's first stage, 16 if not given; the other networks have no width.
         batch_size: samples of one minibatch.
         limit: read only so many images of the training file, and of the test file; None for all.
         validation: fraction of the training file that is held out from training to choose by.
@@ -73,77 +161,68 @@ class MNIST(Classification):
         ValueError: if a field is out of range.
     """
 
-    data_dir: str | None = None
-    batch_size: int = 64
-    limit: int | None = None
-    validation: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fraction(self.validation)
-        if self.limit is not None and self.limit < 2:
-            raise ValueError(f"limit must be at least 2 or None, not {self.limit}")
-
-    def model(self) -> nn.Module:
-        return lenet5()
-
-    def data(self) -> Data:
-        return _load(self.data_dir, self.limit, self.validation)
-
-
-def lenet5() -> nn.Sequential:
-    """LeNet-5 with ReLUs and max-pooling, 61,706 parameters: (N, 1, 28, 28) to logits (N, 10).
-
-    The layers' sizes are those of LeCun, Bottou, Bengio, Haffner (1998), figure 2. Differences, as
-    is usual today: ReLU for tanh, maxima for trained averages, every map of the second convolution
-    sees every map of the first, and the last layer is linear.
-    """
-    return nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(1, 6, 5, padding=2),
-            relu1=nn.ReLU(),
-            pool1=nn.MaxPool2d(2),
-            conv2=nn.Conv2d(6, 16, 5),
-            relu2=nn.ReLU(),
-            pool2=nn.MaxPool2d(2),
-            flatten=nn.Flatten(),
-            linear1=nn.Linear(400, 120),
-            relu3=nn.ReLU(),
-            linear2=nn.Linear(120, 84),
-            relu4=nn.ReLU(),
-            linear3=nn.Linear(84, 10),
-        )
+    published: ClassVar[IDXSet] = MNIST_SET
+    summary: ClassVar[Summary | None] = Summary(
+        samples="60,000 + 10,000", inputs="1x28x28", classes="10", source="ossci-datasets, LeCun"
     )
 
 
-def read(
-    data_dir: str | None,
-    limit: int | None,
-    validation: float,
-    files: Sequence[PublishedFile] = FILES,
-) -> Data:
-    """Obtain, read and divide `files`: training images and labels, test images and labels.
+@dataclass(frozen=True, kw_only=True)
+class FashionMNIST(IDXImages):
+    """Pieces of clothing in ten classes: 60,000 to train on, 10,000 to test.
+
+    Inputs are (N, 1, 28, 28) float32, shifted and scaled to mean 0 and deviation 1 over the
+    training images. Source: Xiao, Rasul, Vollgraf, "Fashion-MNIST: a Novel Image Dataset for
+    Benchmarking Machine Learning Algorithms" (2017).
+
+    Args:
+        data_dir: folder with the four official files, packed or not, in itself, in fashion-mnist
+            or in FashionMNIST/raw. Without it, the folder named by OFFBEAT_DATA is read in the
+            same way, then ~/.cache/offbeat/fashion-mnist, to which missing files are downloaded.
+        network: the model.
+        width: maps of a ResNet's first stage, 16 if not given; the other networks have no width.
+        batch_size: samples of one minibatch.
+        limit: read only so many images of the training file, and of the test file; None for all.
+        validation: fraction of the training file that is held out from training to choose by.
 
     Raises:
-        DataError: if a file is missing, damaged or cannot be fetched.
+        ValueError: if a field is out of range.
     """
-    paths = obtain("mnist", files, data_dir=data_dir, subfolders=SUBFOLDERS)
-    images, labels, test_images, test_labels = (read_idx(path)[:limit] for path in paths)
-    train, held = hold_out(Split(images, labels), validation)
-    return Data(
-        train=_scaled(train),
-        validation=_scaled(held),
-        test=_scaled(Split(test_images, test_labels)),
+
+    published: ClassVar[IDXSet] = FASHION_MNIST_SET
+    summary: ClassVar[Summary | None] = Summary(
+        samples="60,000 + 10,000", inputs="1x28x28", classes="10", source="zalandoresearch"
     )
 
 
-def _scaled(split: Split) -> Split:
-    """Bytes (N, 28, 28) and (N,) as the network wants them: (N, 1, 28, 28) and int64 (N,)."""
-    pixels: Tensor = split.inputs.unsqueeze(1).to(torch.float32)
-    return Split(pixels.div_(255).sub_(_MEAN).div_(_DEVIATION), split.targets.to(torch.int64))
+@dataclass(frozen=True, kw_only=True)
+class IDXFiles(ImageFiles):
+    """The four files of a data set, and how much of them is read."""
 
+    published: IDXSet
 
-# The whole of MNIST takes 220 MB, so few are kept.
-@lru_cache(maxsize=2)
-def _load(data_dir: str | None, limit: int | None, validation: float) -> Data:
-    return read(data_dir, limit, validation)
+    def read(self) -> tuple[Split, Split]:
+        published = self.published
+        paths = obtain(
+            published.name,
+            published.files,
+            data_dir=self.data_dir,
+            subfolders=published.subfolders,
+        )
+        parts: list[Split] = []
+        for images_path, labels_path in (paths[:2], paths[2:]):
+            images, labels = read_idx(images_path), read_idx(labels_path)
+            if images.ndim != 3 or labels.shape != images.shape[:1]:
+                raise DataError(
+                    f"{images_path} of shape {tuple(images.shape)} and {labels_path} of shape "
+                    f"{tuple(labels.shape)} are not images and their labels"
+                )
+            check_labels(labels, CLASSES, labels_path)
+            parts.append(Split(images[: self.limit], labels[: self.limit]))
+        return parts[0], parts[1]
+
+    def prepared(self, split: Split) -> Split:
+        """Bytes (N, 28, 28) and (N,) as the network wants them: (N, 1, 28, 28), int64 (N,)."""
+        pixels: Tensor = split.inputs.unsqueeze(1).to(torch.float32)
+        pixels.div_(255).sub_(self.published.mean).div_(self.published.deviation)
+        return Split(pixels, split.targets.to(torch.int64))

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -55,6 +56,19 @@ class Data:
         return Data(self.train.to(device), self.validation.to(device), self.test.to(device))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What `offbeat problems` says of a problem with its default settings."""
+
+    samples: str
+    """How many to train and validate with, and to test with."""
+    inputs: str
+    """Shape and kind of one sample."""
+    classes: str
+    source: str
+    """Where the data comes from."""
+
+
 class Problem(ABC):
     """Something to train: subclasses are frozen keyword-only dataclasses, pure data.
 
@@ -67,6 +81,7 @@ class Problem(ABC):
 
     batch_size: int
     """Samples of one minibatch; a field of every subclass."""
+    summary: ClassVar[Summary | None] = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -83,6 +98,10 @@ class Problem(ABC):
         Raises:
             DataError: if files are missing, damaged or cannot be fetched.
         """
+
+    def available(self) -> bool:
+        """Whether the files that `data` needs are on this machine; they may still be damaged."""
+        return True
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from ..experiment import Experiment
 from ..node import GradientRequest, Node
 from .compute import SerialEvaluator
 from .host import Host, Status
+from .pace import Pace
 from .scheduler import RunError
 from .tickets import Tickets
 from .world import World, require_finite
@@ -51,7 +52,7 @@ class Child:
         self.pipe = pipe
         self.experiment = assignment.experiment
         self.world = World(self.experiment)
-        self.slowdown = 1.0
+        self.pace = Pace(self.experiment)
         self._sockets = assignment.sockets
         self._started = False
         self._may_close = threading.Event()
@@ -72,6 +73,7 @@ class Child:
             on_failure=self._failed,
             on_tick=self._on_tick,
             journals=assignment.journals,
+            all_reduce=self.experiment.cluster.all_reduce,
         )
 
     def run(self) -> None:
@@ -91,7 +93,8 @@ class Child:
             self.tell("trace", host.trace)
         else:
             host.finish()
-            self.tell("done", host.snapshots(), host.trace, host.status())
+            self.tell("done", host.snapshots(), host.trace, host.status(),
+                      self.pace.punctuality)  # fmt: skip
             # Until all have finished a closed connection would look like a departure, and until
             # the launcher has read this a closed pipe could lose it.
             self._may_close.wait(timeout=10.0)
@@ -113,16 +116,16 @@ class Child:
         host = self.host
         while (asked := host.next_request()) is not None:
             task, request = asked
-            began = host.elapsed
-            job = self.world.job(task.node.rank, request)
+            began, rank = host.elapsed, task.node.rank
+            injected = self.pace.injected(rank)
+            job = self.world.job(rank, request)
             try:
                 evaluator.evaluate_one(job)
-                require_finite(job.loss, task.node.rank, request.step, host.elapsed / 1e9)
+                require_finite(job, rank, request.step, host.elapsed / 1e9)
             except Exception as error:
                 host.fail(error)
                 return
-            if self.slowdown > 1.0:
-                time.sleep((self.slowdown - 1.0) * (host.elapsed - began) / 1e9)
+            self.pace.hold(rank, host.elapsed - began, injected)
             assert job.vector is not None
             host.fulfil(task, request, job.vector, job.loss, began)
 
@@ -132,6 +135,7 @@ class Child:
         return self.tickets.take()
 
     def _failed(self, error: BaseException) -> None:
+        self.pace.end()
         if isinstance(error, RunError):
             self.tell("failed", str(error))
         else:
@@ -157,11 +161,12 @@ class Child:
         if word == "snapshot":
             self.tell("snapshots", values[0], host.snapshots(), host.status())
         elif word == "slow":
-            self.slowdown = values[0]
+            self.pace.slowdown = values[0]
         elif word == "leave":
             host.leave()
         elif word == "stop":
             host.stop()
+            self.pace.end()
         elif word == "finish":
             host.finish()
         elif word == "close":

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 SECOND = 1_000_000_000
+AFTER_ALL = 2.0
+"""Above every random tie-break."""
 
 
 def nanoseconds(seconds: float) -> int:
@@ -27,6 +29,11 @@ class VirtualClock:
         """Call `action(argument)` at `when` (ns, not before now)."""
         self._counter += 1
         heapq.heappush(self._heap, (when, self._tie_break(), self._counter, action, argument))
+
+    def at_end_of(self, when: int, action: Callable[[Any], None], argument: Any) -> None:
+        """The same, after everything else that happens at that instant."""
+        self._counter += 1
+        heapq.heappush(self._heap, (when, AFTER_ALL, self._counter, action, argument))
 
     @property
     def idle(self) -> bool:

@@ -7,14 +7,20 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from queue import SimpleQueue
+from textwrap import shorten
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import (
+    functional_call,
+    grad_and_value,
+    replace_all_batch_norm_modules_,
+    vmap,
+)
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ..parameters import Layout
+from ..parameters import Layout, SparseVector
 from ..problems import Split
 from .scheduler import RunError
 
@@ -35,7 +41,7 @@ class Job:
         self.snapshot = snapshot  # (d,)
         self.indices = indices  # (b,) training samples
         self.seed = seed
-        self.vector: Tensor | None = None
+        self.vector: Tensor | SparseVector | None = None
         self.loss = float("nan")
 
 
@@ -95,7 +101,9 @@ class SerialEvaluator(Evaluator):
         inputs, targets = self._train.inputs[job.indices], self._train.targets[job.indices]
         loss = self._loss(self.buffer.module(inputs), targets)
         gradients = torch.autograd.grad(loss, self.buffer.parameters)
-        job.vector = self.buffer.layout.flatten(gradients)
+        sparse = any(gradient.is_sparse for gradient in gradients)
+        layout = self.buffer.layout
+        job.vector = layout.flatten_sparse(gradients) if sparse else layout.flatten(gradients)
         job.loss = loss.item()
 
 
@@ -170,6 +178,8 @@ class VmapEvaluator(Evaluator):
         self.layout = Layout.of(module)
         self._train = train
         module.requires_grad_(False)
+        # In training it normalises by the minibatch; running statistics could not be batched.
+        replace_all_batch_norm_modules_(module)
 
         def loss_of(parameters: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
             return loss(functional_call(module, parameters, (inputs,)), targets)
@@ -209,6 +219,7 @@ class VmapEvaluator(Evaluator):
             )
         }
         key = (inputs.shape, inputs.dtype, targets.shape, targets.dtype, snapshots.dtype)
+        key += (snapshots.device,)  # The trace holds the module's buffers.
         program = self._programs.get(key)
         if program is None:
             try:
@@ -216,7 +227,7 @@ class VmapEvaluator(Evaluator):
             except Exception as error:
                 raise EvaluatorError(
                     "this model's gradients cannot be computed together "
-                    f"({str(error).splitlines()[0]}); choose --evaluator serial"
+                    f"({shorten(str(error), 200)}); choose --evaluator serial"
                 ) from error
             self._programs[key] = program
         gradients, losses = program(parameters, inputs, targets)
@@ -226,12 +237,25 @@ class VmapEvaluator(Evaluator):
             job.loss = loss
 
 
+RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
+SERIAL_UNDER_VMAP = (nn.RNNBase, nn.EmbeddingBag)
+"""Layers that `vmap` computes one row after the other."""
+
+
 def has_randomness(module: nn.Module) -> bool:
-    return any(isinstance(m, nn.modules.dropout._DropoutNd) for m in module.modules())
+    return any(
+        isinstance(m, RANDOM)
+        or (isinstance(m, nn.RNNBase | nn.MultiheadAttention) and m.dropout > 0)
+        for m in module.modules()
+    )
 
 
-def require_repeatable(evaluator: EvaluatorName, module: nn.Module) -> None:
-    """Refuse an evaluator that would not repeat a model with dropout to the bit.
+def has_sparse_gradients(module: nn.Module) -> bool:
+    return any(isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.sparse for m in module.modules())
+
+
+def require_suitable(evaluator: EvaluatorName, module: nn.Module) -> None:
+    """Refuse an evaluator that cannot compute this model's gradients, or not to the bit again.
 
     Raises:
         ValueError: what to choose instead.
@@ -241,18 +265,26 @@ def require_repeatable(evaluator: EvaluatorName, module: nn.Module) -> None:
             f"evaluator {evaluator} cannot repeat a model with dropout to the bit; "
             "choose serial, or leave the choice out"
         )
+    if evaluator == "vmap" and has_sparse_gradients(module):
+        raise ValueError(
+            "evaluator vmap cannot batch sparse gradients; choose serial or pool, "
+            "or leave the choice out"
+        )
 
 
 def choose_evaluator(module: nn.Module, jobs_in_flight: int) -> EvaluatorName:
     """The evaluator for that many gradients in flight, from the module alone.
 
-    Batching pays for small models and costs for convolutions on CPU, where threads pay. It is a
-    rule and not a timing, so that the same command gives the same bits on every day.
+    Batching pays for small models and costs for convolutions on CPU, where threads pay; recurrent
+    layers and sparse gradients cannot be batched. It is a rule and not a timing, so that the same
+    command gives the same bits on every day.
     """
-    buffers = any(True for _ in module.buffers())
-    if buffers or has_randomness(module) or jobs_in_flight < 4:
+    if has_randomness(module) or jobs_in_flight < 4:
         return "serial"
     on_cpu = all(p.device.type == "cpu" for p in module.parameters())
-    convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
+    layers = list(module.modules())
+    if has_sparse_gradients(module) or any(isinstance(m, SERIAL_UNDER_VMAP) for m in layers):
+        return "pool" if on_cpu else "serial"
+    convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for m in layers)
     large = sum(p.numel() for p in module.parameters()) > 200_000
     return "pool" if on_cpu and (convolutional or large) else "vmap"

@@ -19,10 +19,11 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from ..collectives import ring_all_reduce
+from ..collectives import ALGORITHMS
 from ..message import codec_of, unpack
 from ..method import Method
 from ..node import Gradient, GradientRequest, Group, Meet, Node, Receive
+from ..parameters import SparseVector
 from ..trace import DELIVERED, FAULT_KINDS, LOST, Trace
 from .clock import SECOND, nanoseconds
 from .journal import Journal
@@ -88,6 +89,7 @@ class Host(Executor):
         journals: a folder in which each node's journal is kept; none if not given.
         on_failure: told what ended a role, from whichever thread it happened in.
         on_word: told, under the lock, what another host told this one by `tell`.
+        all_reduce: the algorithm of collectives, of `offbeat.collectives.ALGORITHMS`.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Host(Executor):
         on_tick: Callable[[], None] | None = None,
         journals: Path | None = None,
         on_word: Callable[[int, Any], None] = lambda host, message: None,
+        all_reduce: str = "ring",
     ) -> None:
         self.index = index
         self.placement = placement
@@ -130,6 +133,7 @@ class Host(Executor):
         self._may_compute = may_compute
         self._on_failure = on_failure
         self._on_word = on_word
+        self._all_reduce = ALGORITHMS[all_reduce]
         self._waiting_since: dict[int, int] = {}
         self._began = time.monotonic_ns()
         self._timers: list[tuple[int, int, Task]] = []
@@ -278,7 +282,12 @@ class Host(Executor):
             return task, request
 
     def fulfil(
-        self, task: Task, request: GradientRequest, vector: Tensor, loss: float, began: int
+        self,
+        task: Task,
+        request: GradientRequest,
+        vector: Tensor | SparseVector,
+        loss: float,
+        began: int,
     ) -> None:
         """Hand a role the gradient it asked for, and step the roles that can go on."""
         with self.lock:
@@ -342,7 +351,7 @@ class Host(Executor):
     def all_reduce(
         self, node: Node, values: Tensor, group: Group, tag: tuple[int, int]
     ) -> Awaitable[Tensor]:
-        return ring_all_reduce(node, values, group, tag)
+        return self._all_reduce.run(node, values, group, tag)
 
     # What the scheduler leaves to the runtime
 

@@ -114,6 +114,11 @@ class DistributedOptimizer(Optimizer):
         self.buffer = EvaluationBuffer(module)
         store, self.rank, self.world_size = _rendezvous(timeout)
         method.validate(self.world_size)
+        if method.chooses_samples:
+            raise ValueError(
+                f"{type(method).__name__} chooses the samples of each gradient, which the user's "
+                "own loop does itself; use a method that leaves them to the loop"
+            )
         self._places = [*range(self.world_size), *range(method.server_count)]
         if method.server_count > self.world_size:
             raise ValueError(
@@ -323,16 +328,21 @@ class DistributedOptimizer(Optimizer):
 
     @contextlib.contextmanager
     def consensus(self) -> Generator[nn.Module]:
-        """The module with the model that all ranks stand for; its own parameters come back after.
+        """The module with the model that all ranks stand for; its own comes back after.
 
-        A collective: every rank calls it after the same number of steps.
+        A collective: every rank calls it after the same number of steps. Buffers do not travel:
+        batch norm's statistics are this rank's, of its own parameters, until
+        `offbeat.reestimate_statistics(model, batches)` estimates those of the common model.
         """
         kept = self.buffer.flat.clone()
+        buffers = [buffer.clone() for buffer in self._module.buffers()]
         self.buffer.flat.copy_(self._common_model())
         try:
             yield self._module
         finally:
             self.buffer.flat.copy_(kept)
+            for buffer, before in zip(self._module.buffers(), buffers, strict=True):
+                buffer.copy_(before)
 
     def _common_model(self) -> Tensor:
         host = self.host
@@ -467,7 +477,9 @@ def distribute(
 
     Ranks find each other as torchrun tells them to (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT);
     without these the process is the only one. They must be on one machine so far. All begin at
-    rank 0's parameters. Servers live on the workers' ranks.
+    rank 0's parameters. Servers live on the workers' ranks. After the block the model holds the
+    common parameters; with batch norm call `offbeat.reestimate_statistics(model, batches)` before
+    it is evaluated, for its statistics are still the rank's own.
 
     Args:
         model: its parameters become views of a buffer into which each step's snapshot is loaded.

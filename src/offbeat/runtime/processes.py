@@ -24,9 +24,10 @@ from ..run import Metrics, Run
 from ..trace import Trace
 from .child import Assignment, main
 from .host import Snapshot, Status
+from .pace import Punctuality
 from .scheduler import RunError
 from .tickets import Tickets
-from .world import Progress, World
+from .world import Progress, World, divergence
 
 START_TIMEOUT = 120.0
 """Seconds for all processes to build their model and find each other."""
@@ -50,6 +51,7 @@ class Member:
     status: Status | None = None
     snapshots: list[Snapshot] | None = None
     trace: Trace | None = None
+    punctuality: dict[int, Punctuality] = field(default_factory=dict[int, Punctuality])
     failed: str | None = None
     gone: str | None = None
     """Why it takes no part any more."""
@@ -379,7 +381,7 @@ class Launcher:
         elif word == "trace":
             member.trace = values[0]
         elif word == "done":
-            member.snapshots, member.trace, member.status = values
+            member.snapshots, member.trace, member.status, member.punctuality = values
             if self.stop_reason is None:
                 # It leaves early; the others' connections stay open until all are done.
                 self._send(member, "close")
@@ -444,6 +446,16 @@ class Launcher:
             self.tickets.close()
         shutil.rmtree(self.sockets, ignore_errors=True)
 
+    def _latenesses(self) -> list[str]:
+        """Whose gradients could not keep to the times that were to be injected."""
+        return [
+            f"worker {rank}: {kept.late:,} of {kept.gradients:,} gradients took longer "
+            "than injected"
+            for member in self.members
+            for rank, kept in sorted(member.punctuality.items())
+            if kept.late
+        ]
+
     def _result(self, error: str | None) -> Run:
         present = [m for m in self.members if m.snapshots is not None and m.gone is None]
         nodes = [snapshot for member in present for snapshot in member.snapshots or []]
@@ -458,6 +470,8 @@ class Launcher:
             if nodes:
                 vector = self.experiment.method.model(nodes)
                 self._measure(seconds, nodes, statuses)
+        if error is None and (error := divergence(self.metrics)) is not None:
+            self.stop_reason = "error"
         return Run(
             experiment=self.experiment,
             mode="processes",
@@ -465,10 +479,11 @@ class Launcher:
             trace=trace,
             vector=vector.clone(),
             layout=self.world.layout,
+            buffers=self.world.buffers(vector),
             seconds=seconds,
             stop=self.stop_reason or "finished",
             error=error,
-            notes=self.notes,
+            notes=[*self.world.notes, *self.notes, *self._latenesses()],
         )
 
 
@@ -511,8 +526,7 @@ def run_processes(
 ) -> Run:
     """Run an experiment as processes on this machine, and wait for it.
 
-    With `directory` each node's journal is kept there, for `replay`. Worker speeds and links of
-    the cluster describe the simulator; here they are this machine's own. Faults happen: crash is
-    SIGKILL.
+    With `directory` each node's journal is kept there, for `replay`. Links are this machine's own,
+    and so are workers' speeds unless the experiment says `inject`. Faults happen: crash is SIGKILL.
     """
     return Launcher(experiment, directory, progress).run()

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..collectives import ring_all_reduce
+from ..collectives import ALGORITHMS
 from ..experiment import Experiment
 from ..message import codec_of
 from ..method import Method
 from ..node import Gradient, GradientRequest, Group, Meet, Node, PeerLost, Receive
+from ..parameters import SparseVector
 from ..run import Run
 from ..trace import DELIVERED, Trace
 from .clock import SECOND
@@ -108,14 +109,16 @@ class Replay(Executor):
         journals: the folder of its journals.
         gradient: gives the gradient (d,) and loss that answer a request.
         settings: the optimizers' hyper-parameters at each of their changes.
+        all_reduce: the algorithm of collectives, of `offbeat.collectives.ALGORITHMS`.
     """
 
     def __init__(
         self,
         method: Method,
         journals: Path,
-        gradient: Callable[[Node, GradientRequest], tuple[Tensor, float]],
+        gradient: Callable[[Node, GradientRequest], tuple[Tensor | SparseVector, float]],
         settings: Callable[[Node, int], Sequence[Mapping[str, Any]]] | None = None,
+        all_reduce: str = "ring",
     ) -> None:
         self.trace = Trace()
         self.stash: dict[tuple[int, int], list[Any]] = {}
@@ -127,6 +130,7 @@ class Replay(Executor):
         self._journals = journals
         self._gradient = gradient
         self._settings = settings
+        self._all_reduce = ALGORITHMS[all_reduce]
         self._time: dict[int, int] = {}
 
     def add(self, node: Node) -> None:
@@ -280,7 +284,7 @@ class Replay(Executor):
     def all_reduce(
         self, node: Node, values: Tensor, group: Group, tag: tuple[int, int]
     ) -> Awaitable[Tensor]:
-        return ring_all_reduce(node, values, group, tag)
+        return self._all_reduce.run(node, values, group, tag)
 
     # What the scheduler leaves to the runtime
 
@@ -315,13 +319,13 @@ def replay_run(experiment: Experiment, journals: Path) -> Run:
     world = World(experiment)
     evaluator = SerialEvaluator(world.make_module(), world.problem.loss, world.data.train)
 
-    def computed(node: Node, request: GradientRequest) -> tuple[Tensor, float]:
+    def computed(node: Node, request: GradientRequest) -> tuple[Tensor | SparseVector, float]:
         job = world.job(node.rank, request)
         evaluator.evaluate_one(job)
         assert job.vector is not None
         return job.vector, job.loss
 
-    replay = Replay(experiment.method, journals, computed)
+    replay = Replay(experiment.method, journals, computed, all_reduce=experiment.cluster.all_reduce)
     threads = torch.get_num_threads()
     torch.set_num_threads(experiment.threads)
     began = time.perf_counter()
@@ -343,7 +347,8 @@ def replay_run(experiment: Experiment, journals: Path) -> Run:
         trace=replay.trace,
         vector=vector,
         layout=world.layout,
+        buffers=world.buffers(vector),
         seconds=seconds,
         stop="journal",
-        notes=[f"replayed in {time.perf_counter() - began:.2f} s"],
+        notes=[*world.notes, f"replayed in {time.perf_counter() - began:.2f} s"],
     )

@@ -166,6 +166,14 @@ class Mailbox:
     def unread(self) -> list[tuple[int, Any]]:
         return [(source, message) for q in self.by_type.values() for source, message, _ in q]
 
+    def discard(self, source: int) -> list[Any]:
+        """Take out, and return, what is here from one sender."""
+        found: list[Any] = []
+        for message_type, queue in self.by_type.items():
+            found += [message for sender, message, _ in queue if sender == source]
+            self.by_type[message_type] = deque(entry for entry in queue if entry[0] != source)
+        return found
+
 
 class Scheduler:
     """Steps coroutines. `drain()` runs until every role waits for something outside."""
@@ -276,6 +284,14 @@ class Scheduler:
             if task.waiting.source == peer:
                 self._receivers[rank].remove(task)
                 self.resume(task, error=PeerLost(peer), cause=Cause(Kind.LOST, peer))
+
+    def forget(self, peer: int) -> list[tuple[int, int, Any]]:
+        """Drop what a peer sent and nobody has read: (source, to, message)."""
+        return [
+            (peer, rank, message)
+            for rank, mailbox in self.mailboxes.items()
+            for message in mailbox.discard(peer)
+        ]
 
     def poll(self, node: Node, wanted: Receive[Any]) -> tuple[int, Any, int] | None:
         return self.mailboxes[node.rank].take(wanted)

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..cluster import Fault
-from ..collectives import Chunk, chunk_bounds, ring_all_reduce, ring_mean
+from ..collectives import ALGORITHMS
 from ..experiment import Experiment
-from ..message import codec_of
 from ..method import ModelLost
 from ..node import Gradient, GradientRequest, Group, Meet, Node, PeerLost, Receive
 from ..run import Metrics, Run
-from ..trace import DELIVERED, FAULT_KINDS, LOST, Trace
+from ..trace import Trace
 from .clock import SECOND, VirtualClock, nanoseconds
 from .compute import (
     Evaluator,
@@ -30,37 +25,20 @@ from .compute import (
     VmapEvaluator,
     choose_evaluator,
     programs_of,
-    require_repeatable,
+    require_suitable,
 )
-from .network import ModelledNetwork
+from .meetings import Meetings
+from .membership import Membership
+from .post import Post
 from .scheduler import Executor, RunError, Scheduler, Task
-from .world import Progress, World, require_finite
+from .world import Progress, World, divergence, require_finite
 
-NEVER = 1 << 62
 MOST_WAKES = 100_000
 """Sleeps without a gradient in between before a run counts as endless."""
 
 
 class Deadlock(RunError):
     """Every role waits, and nothing is on its way."""
-
-
-class Link:
-    """Messages on their way between two nodes, first in, first out."""
-
-    __slots__ = ("broken", "last", "queue")
-
-    def __init__(self) -> None:
-        self.queue: deque[tuple[int, int, Any, int, int, int]] = deque()
-        self.last = 0
-        self.broken = False
-
-
-class Meeting:
-    """A collective that not all members have joined yet."""
-
-    def __init__(self) -> None:
-        self.members: dict[int, tuple[Task, Tensor, int]] = {}
 
 
 class Simulation(Executor):
@@ -82,16 +60,11 @@ class Simulation(Executor):
         self.trace = Trace()
         cluster = experiment.cluster
         self.clock = VirtualClock(experiment.seed)
-        self.hosts = self.world.hosts
-        self.network = ModelledNetwork(self.world.host_count(), cluster.latency, cluster.bandwidth)
         self.metrics: list[Metrics] = []
         self.steps = 0
-        self.bytes_sent = 0
         self.computed = 0
         self.last_gradient = 0
         self.stop: str | None = None
-        self.departed: set[int] = set()
-        self.lost_messages: list[tuple[int, int, Any]] = []
         self.on_departure: Callable[[Node], None] = _ignore
         self._progress = progress
         self._initial = initial
@@ -99,24 +72,32 @@ class Simulation(Executor):
         self._refused: set[int] = set()
         self._wakes = 0
         self._allowed = experiment.gradients
-        self._links: dict[tuple[int, int], Link] = {}
-        self._meetings: dict[tuple[Group, tuple[int, int]], Meeting] = {}
         self._jobs: dict[GradientRequest, Job] = {}
         self._waiting_since: dict[int, int] = {}
-        self._leaving: set[int] = set()
-        self._slowed: dict[int, float] = {}
         self._compute_times = [
             cluster.compute_times(rank, experiment.seed) for rank in self.world.workers
         ]
-        quota = experiment.quota
-        self._quota = [NEVER if quota is None else quota] * cluster.workers
-        self._priced = cluster.collectives == "priced"
+        self.post = Post(
+            cluster,
+            self.clock,
+            self.scheduler,
+            self.trace,
+            self.world.hosts,
+            self.world.servers,
+        )
+        self._all_reduce = ALGORITHMS[cluster.all_reduce]
+        # A price holds for lines that are all alike.
+        self._priced = cluster.collectives == "priced" and cluster.uniform
+        self.meetings = Meetings(
+            self._all_reduce, self.clock, self.scheduler, self.trace, self.post
+        )
+        self.membership = Membership(self, cluster, experiment.quota)
         self._interval = experiment.evaluation_interval
         self._next_evaluation = self._interval
         self.evaluator = experiment.evaluator
         if self.evaluator == "auto":
             self.evaluator = choose_evaluator(self.world.module, cluster.workers)
-        require_repeatable(self.evaluator, self.world.module)
+        require_suitable(self.evaluator, self.world.module)
         self._evaluator = self._make_evaluator()
         nodes = cluster.workers + len(self.world.servers)
         # The parameters of all nodes live in one matrix.
@@ -130,17 +111,25 @@ class Simulation(Executor):
     @property
     def in_flight(self) -> list[tuple[int, int, Any]]:
         """Messages under way or unread: (source, to, message)."""
-        under_way = [
-            (source, to, message)
-            for link in self._links.values()
-            for source, to, message, *_ in link.queue
-        ]
         unread = [
             (source, to, message)
             for to, mailbox in self.scheduler.mailboxes.items()
             for source, message in mailbox.unread()
         ]
-        return under_way + unread
+        return self.post.under_way + unread
+
+    @property
+    def lost_messages(self) -> list[tuple[int, int, Any]]:
+        """What will never be read: (source, to, message)."""
+        return self.post.lost
+
+    @property
+    def departed(self) -> set[int]:
+        return self.membership.departed
+
+    @property
+    def bytes_sent(self) -> int:
+        return self.post.bytes_sent
 
     def _make_evaluator(self) -> Evaluator:
         world = self.world
@@ -180,16 +169,10 @@ class Simulation(Executor):
     def begin(self) -> None:
         """Place the nodes and start their roles."""
         cluster = self.experiment.cluster
-        late = {f.rank: f for f in cluster.faults if f.kind == "join"}
         for rank in [*self.world.workers, *self.world.servers]:
-            if rank not in late:
+            if not cluster.begins_absent(rank):
                 self._place(rank, self._start_of(rank))
-        for node in self.nodes:
-            node.first_round.update(dict.fromkeys(late, NEVER))
-        for fault in cluster.faults:
-            self.clock.at(nanoseconds(fault.at), self._befall, fault)
-            if fault.kind == "slow" and fault.until < float("inf"):
-                self.clock.at(nanoseconds(fault.until), self._recover, fault.rank)
+        self.membership.begin()
         if self.experiment.budget.seconds is not None:
             self.clock.at(nanoseconds(self.experiment.budget.seconds), self._time_is_up, None)
         for node in self.nodes:
@@ -253,6 +236,8 @@ class Simulation(Executor):
         with suppress(ModelLost):
             vector = self.method.model(nodes)
         self._evaluate(self._last_change)
+        if error is None and (error := divergence(self.metrics)) is not None:
+            self.stop = "error"
         self.scheduler.close()
         run = Run(
             experiment=self.experiment,
@@ -261,9 +246,11 @@ class Simulation(Executor):
             trace=self.trace,
             vector=vector.clone(),
             layout=self.world.layout,
+            buffers=self.world.buffers(vector),
             seconds=self.last_gradient / SECOND,
             stop=self.stop or "finished",
             error=error,
+            notes=[*self.world.notes],
             resolved={"evaluator": self.evaluator},
         )
         for rank in sorted(self.departed):
@@ -330,34 +317,20 @@ class Simulation(Executor):
         )
 
     def send(self, node: Node, to: int, message: Any) -> None:
-        if not 0 <= to < len(self.hosts):
-            raise ValueError(f"there is no node {to}; nodes are 0 to {len(self.hosts) - 1}")
-        codec = codec_of(type(message))
-        message = codec.copy(message)
-        size, now, source = codec.size(message), self.clock.now, node.rank
-        here, there = self.hosts[source], self.hosts[to]
-        begin, arrival = self.network.transfer(here, there, size, now)
-        if here != there:
-            self.bytes_sent += size
-        link = self._links.get((source, to))
-        if link is None:
-            link = self._links[source, to] = Link()
-        link.queue.append((source, to, message, size, now, begin))
-        link.last = arrival
-        self.clock.at(arrival, self._arrive, link)
+        self.post.send(node.rank, to, message)
 
     def all_reduce(
         self, node: Node, values: Tensor, group: Group, tag: tuple[int, int]
     ) -> Awaitable[Tensor]:
         if self._priced:
-            return Meet(values.detach().clone(), group, tag)
-        return ring_all_reduce(node, values, group, tag)
+            return self.meetings.reduce(node, Meet(values.detach().clone(), group, tag))
+        return self._all_reduce.run(node, values, group, tag)
 
     # What the scheduler leaves to the runtime
 
     def request_gradient(self, task: Task, request: GradientRequest) -> None:
         rank = task.node.rank
-        if self.stop is not None or self._spent() or request.step >= self._quota[rank]:
+        if self.stop is not None or self._spent() or request.step >= self.membership.quota[rank]:
             self._refused.add(rank)
             return
         self._wakes = 0
@@ -367,8 +340,7 @@ class Simulation(Executor):
         job = self._jobs[request] = self.world.job(rank, request)
         self._evaluator.ask(job)
         seconds = next(self._compute_times[rank])
-        if self._slowed:
-            seconds *= self._slowed.get(rank, 1.0)
+        seconds *= self.membership.slowed.get(rank, 1.0)
         self.clock.at(now + nanoseconds(seconds), self._computed, (task, request, now))
 
     def cancelled(self, task: Task, request: GradientRequest) -> None:
@@ -381,23 +353,17 @@ class Simulation(Executor):
 
     def next_round(self, task: Task) -> bool:
         rank = task.node.rank
-        if rank in self._leaving:
-            self._depart(rank, crashed=False)
+        if rank in self.membership.leaving:
+            self.membership.depart(rank, crashed=False)
             return False
         return self.stop is None
 
     def meet(self, task: Task, meet: Meet) -> None:
-        rank = task.node.rank
         gone = [rank for rank in self.departed if rank in meet.group]
         if gone:
             self.scheduler.resume(task, error=PeerLost(gone[0]))
-            return
-        key = (meet.group, meet.tag)
-        meeting = self._meetings.setdefault(key, Meeting())
-        meeting.members[rank] = (task, meet.values, self.clock.now)
-        if len(meeting.members) == len(meet.group):
-            del self._meetings[key]
-            self._reduce(meet.group, [meeting.members[member] for member in meet.group])
+        else:
+            self.meetings.meet(task, meet)
 
     def waited(self, task: Task) -> None:
         self._waiting_since[task.node.rank] = self.clock.now
@@ -408,45 +374,7 @@ class Simulation(Executor):
         if since is not None and since < self.clock.now:
             self.trace.rows["waits"].append((rank, since, self.clock.now))
 
-    def _reduce(self, group: Group, members: list[tuple[Task, Tensor, int]]) -> None:
-        values = [value for _, value, _ in members]
-        shapes = {tuple(value.shape) for value in values}
-        if len(shapes) > 1:
-            raise RunError(
-                f"all_reduce over {len(group)} nodes was given different shapes: "
-                f"{', '.join(map(str, sorted(shapes)))}"
-            )
-        mean = ring_mean(values)
-        entered = np.array([when for _, _, when in members], np.int64)
-        bounds = chunk_bounds(mean.numel(), len(group))
-        overhead = codec_of(Chunk).size(Chunk(mean.reshape(-1)[:0], 0, 0))
-        sizes = [overhead + (end - start) * mean.element_size() for start, end in pairwise(bounds)]
-        finished, sent = self.network.ring([self.hosts[rank] for rank in group], entered, sizes)
-        self.bytes_sent += sent
-        kind = self.trace.kind("all_reduce")
-        for index, (rank, (task, _, when)) in enumerate(zip(group, members, strict=True)):
-            done = int(finished[index])
-            following = group[(index + 1) % len(group)]
-            if len(group) > 1:
-                self.trace.rows["messages"].append(
-                    (
-                        rank,
-                        following,
-                        kind,
-                        sent // len(group),
-                        when,
-                        self.clock.now,
-                        done,
-                        DELIVERED,
-                    )
-                )
-            self.clock.at(done, self._meeting_ended, (task, mean.clone()))
-
     # Events
-
-    def _meeting_ended(self, ended: tuple[Task, Tensor]) -> None:
-        self.scheduler.resume(*ended)
-        self.scheduler.drain()
 
     def _wake(self, task: Task) -> None:
         all_refused = self._refused and self._refused.issuperset(self._live_workers())
@@ -468,7 +396,7 @@ class Simulation(Executor):
         job, now, rank = self._jobs.pop(request), self.clock.now, task.node.rank
         self._evaluator.answer(job)
         assert job.vector is not None
-        require_finite(job.loss, rank, request.step, now / SECOND)
+        require_finite(job, rank, request.step, now / SECOND)
         self.computed += 1
         self.last_gradient = now
         self.trace.rows["gradients"].append((rank, began, now, job.loss))
@@ -476,101 +404,6 @@ class Simulation(Executor):
         self.scheduler.drain()
         if self.computed * self._batch >= self._next_evaluation:
             self._evaluate()
-
-    def _arrive(self, link: Link) -> None:
-        source, to, message, size, sent, begin = link.queue.popleft()
-        now = self.clock.now
-        arrives = to in self.scheduler.nodes and not link.broken
-        name = type(message).__name__
-        self.trace.rows["messages"].append(
-            (source, to, self.trace.kind(name), size, sent, begin, now,
-             DELIVERED if arrives else LOST)
-        )  # fmt: skip
-        if not arrives:
-            self.lost_messages.append((source, to, message))
-            return
-        self.scheduler.deliver(to, source, message)
-        self.scheduler.drain()
-
-    def _befall(self, fault: Fault) -> None:
-        self._note_fault(fault.rank, fault.kind, fault.factor)
-        if fault.kind == "crash":
-            self._depart(fault.rank, crashed=True)
-        elif fault.kind == "leave":
-            self._leaving.add(fault.rank)
-        elif fault.kind == "slow":
-            self._slowed[fault.rank] = fault.factor
-        else:
-            self._join(fault.rank)
-        self.scheduler.drain()
-
-    def _recover(self, rank: int) -> None:
-        self._slowed.pop(rank, None)
-        self._note_fault(rank, "slow", 1.0)
-
-    def _note_fault(self, rank: int, kind: str, factor: float) -> None:
-        number = FAULT_KINDS.index(kind)
-        self.trace.rows["faults"].append((rank, self.clock.now, number, factor))
-
-    def _depart(self, rank: int, *, crashed: bool) -> None:
-        node = self.scheduler.nodes.get(rank)
-        if node is None:
-            return
-        self.departed.add(rank)
-        self._leaving.discard(rank)
-        self.on_departure(node)
-        for task in self.scheduler.tasks[rank]:
-            if isinstance(task.waiting, GradientRequest):
-                self.cancelled(task, task.waiting)
-        unread = self.scheduler.remove(rank)
-        self.lost_messages += [(source, rank, message) for source, message in unread]
-        now = self.clock.now
-        for other in list(self.scheduler.nodes):
-            link = self._links.get((rank, other))
-            if crashed and link is not None:
-                # What has not arrived when its sender crashes never will.
-                link.broken = True
-            last = now if link is None or crashed else link.last
-            # After the last message, which may arrive at that very instant.
-            noticed = max(now + self.network.latency, last + 1)
-            self.clock.at(noticed, self._notice, (other, rank))
-        for (group, _), meeting in self._meetings.items():
-            if rank in group:
-                for task, _, _ in meeting.members.values():
-                    self.scheduler.resume(task, error=PeerLost(rank))
-
-    def _notice(self, who: tuple[int, int]) -> None:
-        self.scheduler.lose(*who)
-        self.scheduler.drain()
-
-    def _join(self, rank: int) -> None:
-        """Let a late worker in: with the present model, from a round that nobody has begun."""
-        if rank in self.scheduler.nodes:
-            return
-        nodes = self.nodes
-        try:
-            start = self.method.model(nodes)
-        except ModelLost:
-            return
-        workers = [node for node in nodes if not node.is_server]
-        servers = [node for node in nodes if node.is_server]
-        first = 1 + max((other.round for other in workers), default=-1)
-        node = self._place(rank, start)
-        node.round = first
-        node.samples = max((other.samples for other in workers), default=0)
-        node.departed |= self.departed
-        node.first_round.update(nodes[0].first_round)
-        if servers:
-            node.versions = [server.version for server in servers]
-        else:
-            node.versions = list(max((other.versions for other in workers), key=min))
-        if self._quota[rank] < NEVER:
-            self._quota[rank] -= first
-        for other in [*nodes, node]:
-            other.first_round[rank] = first
-            other.departed.discard(rank)
-        self.departed.discard(rank)
-        self.scheduler.begin(node)
 
 
 def _judged(row: Metrics) -> tuple[float, ...]:

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from ..batch_norm import (
+    estimation_batches,
+    has_running_statistics,
+    own_buffers,
+    reestimate_statistics,
+    require_reestimable,
+)
 from ..experiment import Experiment
 from ..method import Holder
 from ..node import GradientRequest, Node, Runtime, Shard
-from ..parameters import Layout
-from ..problems import IID, Batches, shard
+from ..parameters import Layout, SparseVector
+from ..problems import IID, Batches, Partition, shard, top_up
+from ..problems.classification import class_beyond
 from ..run import Metrics
 from .compute import EvaluationBuffer, Job
 from .scheduler import RunError
 
 EVALUATED_AT_ONCE = 512
 """Samples."""
+LOST = 1e4
+"""Times the loss at the start (or 1, if that is more): a final loss above that is divergence."""
 
 
 class World:
@@ -37,7 +49,7 @@ class World:
         if not self.layout.names:
             raise ValueError(f"{type(self.problem).__name__}: the model has no parameters")
         self.initial = torch.cat([p.detach().reshape(-1) for p in self.module.parameters()])
-        self._refuse_running_statistics()
+        self._check_layers()
         self._check_output()
         cluster = experiment.cluster
         self.workers = range(cluster.workers)
@@ -49,11 +61,13 @@ class World:
             Shard(i, rank, span)
             for i, (rank, span) in enumerate(zip(self.servers, spans, strict=True))
         )
-        indices = shard(IID(seed=experiment.seed), self.data.train.targets.cpu(), cluster.workers)
         batch_size = self.problem.batch_size
+        dealt, short = top_up(self._shards(experiment.partition, cluster.workers), batch_size)
         self.batches = [
-            Batches(part, batch_size, experiment.seed, rank) for rank, part in enumerate(indices)
+            Batches(part, batch_size, experiment.seed, rank) for rank, part in enumerate(dealt)
         ]
+        self.notes = [_topped_up(short, batch_size)] if short else []
+        """What the user should know of this experiment, a line each."""
 
     def make_module(self) -> nn.Module:
         """The model as the seed decides it, the same at every call."""
@@ -103,7 +117,20 @@ class World:
             batch_size=self.problem.batch_size,
             seed=self.experiment.seed,
             shards=self.shards,
+            minibatches=self.minibatch,
         )
+
+    def minibatch(self, number: int) -> Tensor:
+        """Sample numbers (b,) of a minibatch of all training samples, as one worker has them."""
+        return self._all_batches.indices(number)
+
+    @cached_property
+    def _all_batches(self) -> Batches:
+        whole = self._shards(IID(), 1)[0]
+        return Batches(whole, self.problem.batch_size, self.experiment.seed, rank=0)
+
+    def _shards(self, partition: Partition, workers: int) -> list[Tensor]:
+        return shard(partition, self.data.train.targets.cpu(), workers, self.experiment.seed)
 
     def make_optimizer(self, named: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         return self.experiment.optimizer([parameter for _, parameter in named])
@@ -121,16 +148,36 @@ class World:
     def _judge(self) -> EvaluationBuffer:
         return EvaluationBuffer(self.make_module().eval())
 
+    @contextmanager
+    def _judged(self, vector: Tensor) -> Generator[nn.Module]:
+        """The model with the parameters (d,) and statistics of its own, in eval mode.
+
+        What is random in it repeats, and leaves torch's generators as they were.
+        """
+        module, seed = self._judge.module, self.experiment.seed
+        self._judge.flat.copy_(vector)
+        devices = [vector.device] if vector.is_cuda else []
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            torch.default_generator.manual_seed(seed)
+            if vector.is_cuda:
+                torch.cuda.manual_seed(seed)
+            if has_running_statistics(module):
+                reestimate_statistics(module, estimation_batches(self.data.train.inputs))
+            yield module
+
     def evaluate(self, vector: Tensor) -> dict[str, float]:
         """Loss, and accuracy where there is one, of the parameters (d,)."""
-        experiment = self.experiment
-        split = getattr(self.data, experiment.evaluate_on)
-        self._judge.flat.copy_(vector)
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.default_generator.manual_seed(experiment.seed)
+        split = getattr(self.data, self.experiment.evaluate_on)
+        with self._judged(vector) as module:
             # In parts whose activations stay in the cache: half the time for a convolutional net.
-            outputs = [self._judge.module(part) for part in split.inputs.split(EVALUATED_AT_ONCE)]
+            outputs = [module(part) for part in split.inputs.split(EVALUATED_AT_ONCE)]
             return self.problem.evaluate(torch.cat(outputs), split.targets)
+
+    def buffers(self, vector: Tensor) -> dict[str, Tensor]:
+        """What the state_dict of the model with the parameters (d,) holds beside those."""
+        with self._judged(vector) as module:
+            state = module.state_dict()
+            return {name: state[name].clone() for name in state if name not in self.layout.names}
 
     def measure(
         self, nodes: Sequence[Holder], seconds: float, samples: int, steps: int, sent: int
@@ -147,20 +194,18 @@ class World:
             bytes=sent,
         )
 
-    def _refuse_running_statistics(self) -> None:
-        for name, module in self.module.named_modules():
-            if getattr(module, "track_running_stats", False):
-                raise ValueError(
-                    f"{type(self.problem).__name__}: {name} ({type(module).__name__}) keeps "
-                    "running statistics, which cannot be simulated yet; use GroupNorm or "
-                    "LayerNorm, or track_running_stats=False"
-                )
+    def _check_layers(self) -> None:
+        try:
+            require_reestimable(self.module)
+        except ValueError as error:
+            raise ValueError(f"{type(self.problem).__name__}: {error}") from None
 
     def _check_output(self) -> None:
         split = self.data.train
         few = min(2, self.problem.batch_size, len(split))
         inputs, targets = split.inputs[:few], split.targets[:few]
         name = type(self.problem).__name__
+        before = own_buffers(self.module)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             try:
                 outputs = self.module(inputs)
@@ -168,6 +213,13 @@ class World:
                 raise ValueError(
                     f"{name}: the model cannot take inputs of shape {tuple(inputs.shape)}: {error}"
                 ) from error
+            for part in (self.data.train, self.data.validation, self.data.test):
+                beyond = class_beyond(outputs, part.targets)
+                if beyond is not None:
+                    raise ValueError(
+                        f"{name}: targets hold class {beyond} but the model has "
+                        f"{outputs.shape[1]} outputs, for classes 0 to {outputs.shape[1] - 1}"
+                    )
             try:
                 loss = self.problem.loss(outputs, targets)
             except Exception as error:
@@ -175,6 +227,12 @@ class World:
                     f"{name}: the loss cannot compare the model's output of shape "
                     f"{tuple(outputs.shape)} with targets of shape {tuple(targets.shape)}: {error}"
                 ) from error
+        for buffer, value in own_buffers(self.module).items():
+            if not torch.equal(value, before[buffer]):
+                raise ValueError(
+                    f"{name}: buffer {buffer} of the model changes in training, and only "
+                    "parameters travel between nodes; make it a parameter, or do without it"
+                )
         if loss.dim() != 0:
             raise ValueError(
                 f"{name}: the loss has shape {tuple(loss.shape)}; it must be one number"
@@ -185,12 +243,46 @@ class Diverged(RunError):
     """A loss or gradient is not finite any more."""
 
 
-def require_finite(loss: float, rank: int, step: int, seconds: float) -> None:
-    if not -float("inf") < loss < float("inf"):
-        raise Diverged(
-            f"diverged: worker {rank} had loss {loss} at its gradient {step}, "
-            f"{seconds:.6g} s into the run; lower the learning rate"
-        )
+def require_finite(job: Job, rank: int, step: int, seconds: float) -> None:
+    """Refuse a gradient, or its loss, that is not finite.
+
+    Raises:
+        Diverged: in one line that says whose and when.
+    """
+    if not math.isfinite(job.loss):
+        what = f"loss {job.loss}"
+    elif not _finite(job.vector):
+        what = f"loss {job.loss:.6g} and a gradient that is not finite"
+    else:
+        return
+    raise Diverged(
+        f"diverged: worker {rank} had {what} at its gradient {step}, "
+        f"{seconds:.6g} s into the run; lower the learning rate"
+    )
+
+
+def _finite(vector: Tensor | SparseVector | None) -> bool:
+    assert vector is not None
+    values = vector.values if isinstance(vector, SparseVector) else vector
+    # One pass is enough where the sum is finite; that of large numbers may overflow.
+    return math.isfinite(values.sum().item()) or bool(values.isfinite().all())
+
+
+def divergence(metrics: Sequence[Metrics]) -> str | None:
+    """What to say of a run whose last evaluation is no result; None if it is one.
+
+    A loss that is not finite is none, nor is one beyond any that could have been meant: a network
+    whose units have all died has a finite loss, whatever the rate that killed them.
+    """
+    if not metrics:
+        return None
+    first, last = metrics[0], metrics[-1]
+    if math.isfinite(last.loss) and not last.loss > LOST * max(1.0, first.loss):
+        return None
+    return (
+        f"diverged: after {last.samples:,} samples the model's loss is {last.loss:.4g}, and was "
+        f"{first.loss:.4g} at the start; lower the learning rate"
+    )
 
 
 def consensus_distance(parameters: Sequence[Tensor]) -> float:
@@ -200,6 +292,18 @@ def consensus_distance(parameters: Sequence[Tensor]) -> float:
     stacked = torch.stack(list(parameters))
     stacked -= stacked.mean(dim=0)
     return stacked.square_().sum(dim=1).mean().sqrt().item()
+
+
+def _topped_up(short: Sequence[int], batch_size: int) -> str:
+    """Which workers the partition gave too little."""
+    names = [str(worker) for worker in short]
+    who = f"worker {names[0]}" if len(names) == 1 else f"workers {', '.join(names[:-1])}"
+    if len(names) > 1:
+        who += f" and {names[-1]}"
+    return (
+        f"partition: {who} held fewer than batch_size {batch_size} samples and "
+        f"{'was' if len(names) == 1 else 'were'} topped up from the largest shards"
+    )
 
 
 Progress = Callable[[Metrics], None]

@@ -1,25 +1,15 @@
-"""Collectives as plain messages between nodes, so that they run wherever methods run."""
+"""Ring all-reduce: 2(n-1) steps, each of which passes a chunk of 1/n to the next member."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from .message import message
-from .node import Group, Node
-
-
-@message
-class Chunk:
-    values: Tensor  # about (d / n,)
-    key: int
-    sequence: int
-
-    @property
-    def tag(self) -> tuple[int, int]:
-        return (self.key, self.sequence)
+from ..node import Group, Node
+from .algorithm import Algorithm, Chunk, Lines, Price, Tag, message_size
 
 
 def chunk_bounds(size: int, parts: int) -> list[int]:
@@ -31,9 +21,7 @@ def chunk_bounds(size: int, parts: int) -> list[int]:
     return bounds
 
 
-async def ring_all_reduce(
-    node: Node, x: Tensor, group: Group, tag: tuple[int, int] = (0, 0)
-) -> Tensor:
+async def ring_all_reduce(node: Node, x: Tensor, group: Group, tag: Tag = (0, 0)) -> Tensor:
     """The mean of `x` (any shape) over a group: n-1 steps of reduce-scatter, n-1 of all-gather.
 
     Each of the 2(n-1) steps passes one chunk of d/n to the next member, so every member sends
@@ -62,7 +50,7 @@ async def ring_all_reduce(
     return result.view(x.shape)
 
 
-def ring_mean(values: list[Tensor]) -> Tensor:
+def ring_mean(values: Sequence[Tensor]) -> Tensor:
     """What `ring_all_reduce` gives every member, bit for bit, from the members' values in order."""
     n = len(values)
     d = values[0].numel()
@@ -81,3 +69,26 @@ def ring_mean(values: list[Tensor]) -> Tensor:
         result[start:stop] = (total.div_(n) if n > 1 else total).view(-1)
         first, start = chunks, stop
     return result.view(values[0].shape)
+
+
+def ring_price(lines: Lines, hosts: Sequence[int], entered: Sequence[int], values: Tensor) -> Price:
+    n = len(hosts)
+    bounds = chunk_bounds(values.numel(), n)
+    sizes = [message_size(values, end - start) for start, end in pairwise(bounds)]
+    finished = lines.ring(hosts, entered, sizes, rounds=2 * (n - 1))
+    # Member i passes on every chunk but i + 1 in the first half, every one but i + 2 in the second.
+    sent = [2 * sum(sizes) - sizes[(i + 1) % n] - sizes[(i + 2) % n] for i in range(n)]
+    following = [(i + 1) % n for i in range(n)]
+    return Price(finished=finished.tolist(), sent=sent, first_to=following)
+
+
+def ring_seconds(n: int, size: float, latency: float, bandwidth: float) -> float:
+    return 2 * (n - 1) * (size / n / bandwidth + latency)
+
+
+RING = Algorithm(
+    run=ring_all_reduce,
+    mean=ring_mean,
+    price=ring_price,
+    seconds=ring_seconds,
+)

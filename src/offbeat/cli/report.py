@@ -1,0 +1,40 @@
+"""`offbeat report DIR...`"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from .commands import parsed_options
+from .errors import UsageError, one_line
+from .output import console
+
+
+def report(options: Sequence[str]) -> int:
+    """Write one HTML file that shows runs, comparisons or sweeps."""
+    parser = ArgumentParser(
+        prog="offbeat report", exit_on_error=False, description=str(report.__doc__)
+    )
+    parser.add_argument(
+        "directories", type=str, nargs="*", help="run directories, or directories of those"
+    )
+    parser.add_argument("--out", type=str, default="report.html", help="the file to write")
+    parsed = parsed_options(parser, parser.parse_args, options)
+    if not parsed.directories:
+        raise UsageError("there is nothing to report on; give at least one run directory")
+    # Imported here: other commands need neither Plotly nor Jinja.
+    from ..report.html import find_runs, write_report
+
+    out = Path(parsed.out)
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a directory; give the name of a file")
+    try:
+        write_report(find_runs(parsed.directories), out)
+    except ValueError as error:
+        raise UsageError(one_line(error)) from error
+    except OSError as error:
+        raise UsageError(f"cannot write --out {out}: {error.strerror or error}") from error
+    console().print(f"wrote {out}", markup=False, highlight=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,39 @@
+"""Collectives as plain messages between nodes, so that they run wherever methods run."""
+
+from __future__ import annotations
+
+from .algorithm import Algorithm as Algorithm
+from .algorithm import Chunk as Chunk
+from .direct import DIRECT
+from .ring import RING
+from .ring import chunk_bounds as chunk_bounds
+from .ring import ring_all_reduce as ring_all_reduce
+from .ring import ring_mean as ring_mean
+from .server import SERVER
+from .tree import TREE
+from .whole_ring import WHOLE_RING
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "ring": RING,
+    "whole-ring": WHOLE_RING,
+    "direct": DIRECT,
+    "tree": TREE,
+    "server": SERVER,
+}
+"""By the name that `Cluster.all_reduce` gives them."""
+
+
+def cost(algorithm: str, nodes: int, size: float, latency: float, bandwidth: float) -> float:
+    """Seconds of one all-reduce of `size` bytes over `nodes` that all enter it at once.
+
+    `latency` is in seconds, `bandwidth` in bytes per second of each node's line in each
+    direction. Closed forms; `tree` is exact for powers of two and an upper bound otherwise.
+
+    Raises:
+        ValueError: no such algorithm.
+    """
+    if algorithm not in ALGORITHMS:
+        raise ValueError(
+            f"no all-reduce is called {algorithm!r}; there are {', '.join(ALGORITHMS)}"
+        )
+    return ALGORITHMS[algorithm].seconds(nodes, size, latency, bandwidth)

@@ -1,0 +1,45 @@
+"""Labels: the short text that says what a value is, as a command line would."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from .experiment import optimizer_class
+
+
+def label(value: Any) -> str:
+    """`Name(setting=value)` with the settings that differ from their defaults; else plain text."""
+    if isinstance(value, functools.partial):
+        settings: Mapping[str, Any] = value.keywords
+        return _call(optimizer_class(value).__name__, dict(settings))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        settings = {
+            f.name: getattr(value, f.name)
+            for f in dataclasses.fields(value)
+            if f.init and getattr(value, f.name) != _default(f)
+        }
+        return _call(type(value).__name__, settings)
+    if isinstance(value, type):
+        return value.__name__
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(label, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {label(held)}' for key, held in value.items())}}}"
+    return "null" if value is None else str(value)
+
+
+def _call(name: str, settings: Mapping[str, Any]) -> str:
+    if not settings:
+        return name
+    return f"{name}({', '.join(f'{key}={label(held)}' for key, held in settings.items())})"
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
