@@ -26,7 +26,7 @@ def parcel(number, size):
     return Parcel(number, torch.zeros((size - EMPTY) // 4))
 
 
-def sent_by(script, plan, **cluster):
+def sent_by(script, plan, seed=0, **cluster):
     """Carry out (at, source, to, bytes) for each message; the trace's rows."""
     workers = cluster.setdefault("workers", 4)
 
@@ -40,7 +40,7 @@ def sent_by(script, plan, **cluster):
         for _ in range(expected):
             await node.recv(Parcel)
 
-    simulation = script(worker, workers=workers, cluster=Cluster(**cluster))
+    simulation = script(worker, workers=workers, cluster=Cluster(**cluster), seed=seed)
     assert simulation.result.error is None
     assert simulation.in_flight == []
     return simulation.result.trace.messages
@@ -63,6 +63,15 @@ def test_the_oldest_that_can_go_goes_first(script):
     began = starts(sent_by(script, plan, latency=0.0, bandwidth=1e6))
     assert began[2, 3] < began[1, 3]
     assert began[1, 0] == pytest.approx(2e-3)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_who_comes_when_the_line_is_just_free_does_not_overtake(script, seed):
+    size = codec_of(Parcel).size(parcel(0, 10_000))
+    plan = [(0.0, 0, 3, 10_000), (1e-3, 1, 3, 1000), (size / 1e6, 2, 3, 1000)]
+    began = starts(sent_by(script, plan, seed=seed, latency=0.0, bandwidth=1e6))
+    assert began[1, 3] == pytest.approx(size / 1e6)
+    assert began[2, 3] > began[1, 3]
 
 
 def test_everyone_with_both_neighbours_takes_two_transfers(script):

@@ -19,7 +19,6 @@ from ..method import Method
 from ..methods import METHODS
 from ..parallel import WorkerKilled
 from ..report.tables import comparison_tables, footnotes, write_csv
-from ..run import Run
 from ..userfile import is_reference
 from .commands import INTERRUPTED, checked, output_directory, parsed_options
 from .errors import UsageError, one_line
@@ -176,21 +175,21 @@ def _compare_saved(directories: Sequence[str], parsed: Namespace) -> int:
 
 
 def _save(result: Comparison, directory: Path) -> None:
-    runs: dict[str, Run] = {}
+    saved: dict[str, Path] = {}
     for entry in result.entries:
         for run in entry.runs:
             seed = f" seed {run.experiment.seed}" if len(result.seeds) > 1 else ""
             label = f"{entry.label}{seed}"
-            run.save(directory / re.sub(r"[^\w.=,-]+", "-", label).strip("-"))
-            runs[label] = run
+            saved[label] = directory / re.sub(r"[^\w.=,-]+", "-", label).strip("-")
+            run.save(saved[label])
     write_csv(result, directory)
-    if runs:
+    if saved:
         # Imported here: other commands do without matplotlib and Plotly.
         from ..report.html import write_report
         from ..report.plots import plot_comparison
 
         plot_comparison(result, directory)
-        write_report(runs, directory / "report.html")
+        write_report(saved, directory / "report.html")
 
 
 def _print(result: Comparison) -> None:
