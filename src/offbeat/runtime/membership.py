@@ -59,12 +59,11 @@ class Membership:
 
     def begin(self) -> None:
         """Plan the faults, and let nobody wait for those who are yet to come."""
-        clock = self._simulation.clock
+        clock, cluster = self._simulation.clock, self._cluster
+        absent = [rank for rank in range(cluster.workers) if cluster.begins_absent(rank)]
         for node in self._simulation.nodes:
-            node.first_round.update(
-                (rank, NEVER) for rank in node.workers if self._cluster.begins_absent(rank)
-            )
-        for fault in self._cluster.faults:
+            node.first_round.update(dict.fromkeys(absent, NEVER))
+        for fault in cluster.faults:
             clock.at(nanoseconds(fault.at), self._befall, fault)
             if fault.kind == "slow" and fault.until < float("inf"):
                 clock.at(nanoseconds(fault.until), self._recover, fault.rank)

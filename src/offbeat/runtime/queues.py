@@ -100,7 +100,7 @@ class Queues:
         for transfer in self._at.get(side, ()):
             ready = self.ready_at(transfer.here, transfer.there)
             if ready <= now:
-                return transfer
+                return self._oldest_beside(transfer)
             sides = network.sides(transfer.here, transfer.there)
             busy = [other for other in sides if network.free_at(other) > now]
             for other in busy:
@@ -110,6 +110,17 @@ class Queues:
             if not busy:  # An outage.
                 self._look_again(side, ready)
         return None
+
+    def _oldest_beside(self, transfer: Transfer) -> Transfer:
+        """That transfer, or one that is older, ready too, and would be held up by it."""
+        now = self._clock.now
+        for side in self._network.sides(transfer.here, transfer.there):
+            for older in self._at[side]:
+                if older is transfer:
+                    break
+                if self.ready_at(older.here, older.there) <= now:
+                    return self._oldest_beside(older)
+        return transfer
 
     def _remove(self, transfer: Transfer) -> None:
         del self._waiting[transfer]
