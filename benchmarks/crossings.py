@@ -22,7 +22,7 @@ from torch import Tensor
 import offbeat
 from offbeat.cluster import ALL_REDUCES, AllReduce, Cluster
 from offbeat.collectives import Chunk, cost
-from offbeat.message import codec_of
+from offbeat.messages import codec_of
 from offbeat.methods.sgp import Share
 from offbeat.runtime.simulated import Simulation
 from offbeat.testing import small_experiment

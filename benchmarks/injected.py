@@ -18,7 +18,7 @@ import torch
 import offbeat
 from offbeat.cluster import Lognormal
 from offbeat.methods import ADPSGD, AllReduceSGD, AsyncSGD, StochasticGradientPush
-from offbeat.run import Run
+from offbeat.runs import Run
 
 METHODS = (AllReduceSGD(), AsyncSGD(), ADPSGD(), StochasticGradientPush())
 CLUSTER = offbeat.Cluster(workers=4, compute=Lognormal(seconds=0.04, sigma=0.3), slow={0: 2.0})

@@ -24,7 +24,7 @@ from torch import nn
 
 from offbeat.cluster import Cluster, Constant
 from offbeat.experiment import Budget, Experiment
-from offbeat.message import message
+from offbeat.messages import message
 from offbeat.method import Method
 from offbeat.methods import ADPSGD, AllReduceSGD, AsyncSGD, StochasticGradientPush
 from offbeat.node import Node

@@ -20,7 +20,7 @@ from offbeat.experiment import Experiment
 from offbeat.method import Method
 from offbeat.methods import ADPSGD, METHODS, SGD, AllReduceSGD, AsyncSGD
 from offbeat.problems import Split, Supervised
-from offbeat.run import Run, load_run
+from offbeat.runs import Run, load_run
 from offbeat.runtime.compute import Job, PoolEvaluator, SerialEvaluator, VmapEvaluator
 from offbeat.runtime.loop import distribute
 from offbeat.runtime.world import World

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import offbeat
 from offbeat.cli import main
+from offbeat.cli.main import COMMANDS
 from offbeat.config import build, experiment_parser, load_experiment, merged, parse
 from offbeat.experiment import to_config
 from offbeat.methods import METHODS
@@ -465,9 +466,36 @@ def test_python_and_the_command_line_give_the_same_bits(here):
     assert Path("python/experiment.yaml").read_text() == Path("cli/experiment.yaml").read_text()
 
 
-def test_names_that_are_also_submodules_are_the_functions():
-    for name in ("run", "message"):
-        importlib.import_module(f"offbeat.{name}")
-        assert inspect.isfunction(getattr(offbeat, name))
+def test_the_package_gives_what_it_promises_and_nothing_else():
+    for name in offbeat.__all__:
+        assert getattr(offbeat, name) is not None
+        assert name in dir(offbeat)
     assert inspect.isfunction(offbeat.distribute)
     assert offbeat.topologies.Ring().out_neighbors(0, 3, 0) == (2, 1)
+    with pytest.raises(AttributeError, match="module 'offbeat' has no attribute 'simulat'"):
+        _ = offbeat.simulat
+
+
+def test_the_list_of_commands_says_what_each_of_them_says():
+    for name, (module, purpose) in COMMANDS.items():
+        command = getattr(importlib.import_module(f"offbeat.cli.{module}"), name)
+        assert command.__doc__ == purpose
+
+
+def test_help_and_interrupts_do_without_torch():
+    code = (
+        "import sys; from offbeat.cli import main; main(['--help']); main(['--version']);"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_interrupt_while_torch_is_imported_is_one_line(tmp_path):
+    # In place of torch: a module that is still being imported when the interrupt comes.
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    argv = [sys.executable, "-m", "offbeat", "methods"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment)
+    assert done.returncode == 130
+    assert done.stderr == "offbeat: interrupted\n"

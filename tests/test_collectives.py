@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from offbeat.cluster import Cluster
 from offbeat.collectives import ALGORITHMS, Chunk, chunk_bounds, cost
-from offbeat.message import codec_of
+from offbeat.messages import codec_of
 from offbeat.methods import AllReduceSGD, RingAllReduceSGD
 from offbeat.runtime.network import UniformNetwork
 from offbeat.runtime.processes import run_processes

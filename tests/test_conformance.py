@@ -11,7 +11,7 @@ from torch import Tensor
 from offbeat import testing
 from offbeat.cluster import Cluster
 from offbeat.experiment import Budget
-from offbeat.message import MessageError, message
+from offbeat.messages import MessageError, message
 from offbeat.method import Method, ServerMethod
 from offbeat.methods import (
     ADPSGD,

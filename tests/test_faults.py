@@ -6,7 +6,7 @@ import torch
 
 from offbeat.cluster import Cluster, Constant, Fault
 from offbeat.experiment import Budget
-from offbeat.message import message
+from offbeat.messages import message
 from offbeat.method import Method
 from offbeat.methods import (
     ADPSGD,

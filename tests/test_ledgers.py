@@ -7,7 +7,7 @@ from torch import Tensor
 
 from offbeat.cluster import Cluster, Fault
 from offbeat.experiment import Budget
-from offbeat.message import message
+from offbeat.messages import message
 from offbeat.methods import ADPSGD, StochasticGradientPush
 from offbeat.methods.ad_psgd import Difference, Offer
 from offbeat.methods.sgp import LEAST, PushSum, Share

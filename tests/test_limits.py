@@ -18,7 +18,7 @@ from offbeat.cli.main import main
 from offbeat.methods import METHODS, SGD, AsyncSGD
 from offbeat.parameters import SparseVector
 from offbeat.problems import Digits, Split
-from offbeat.run import Metrics, load_run
+from offbeat.runs import Metrics, load_run
 from offbeat.runtime.compute import Job, choose_evaluator
 from offbeat.runtime.world import Diverged, divergence, require_finite
 

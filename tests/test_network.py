@@ -9,7 +9,7 @@ from torch import Tensor
 
 from offbeat.cluster import Access, Backbone, Cluster, Fault, Outage, Site
 from offbeat.experiment import Budget
-from offbeat.message import codec_of, message
+from offbeat.messages import codec_of, message
 from offbeat.methods import ADPSGD, AllReduceSGD, AsyncSGD, StochasticGradientPush
 from offbeat.runtime.network import Outages, UnequalNetwork, UniformNetwork, network_of
 from offbeat.runtime.simulated import Simulation

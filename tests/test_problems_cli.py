@@ -8,7 +8,7 @@ from torch import nn
 from offbeat.cli import main
 from offbeat.methods import SGD
 from offbeat.problems import PROBLEMS, LeastSquares, Split, Supervised
-from offbeat.run import load_parameters
+from offbeat.runs import load_parameters
 from offbeat.runtime.world import World
 from offbeat.testing import small_experiment
 

@@ -16,12 +16,12 @@ import torch
 
 from offbeat.cluster import Cluster, Fault
 from offbeat.experiment import Budget, Experiment
-from offbeat.message import message
+from offbeat.messages import message
 from offbeat.method import Method
 from offbeat.methods import ADPSGD, METHODS, SGD, AllReduceSGD, AsyncSGD, StochasticGradientPush
 from offbeat.node import Node
 from offbeat.problems import Digits
-from offbeat.run import Run
+from offbeat.runs import Run
 from offbeat.runtime.journal import JournalError
 from offbeat.runtime.processes import require_same_layout, run_processes
 from offbeat.runtime.replay import replay_run

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from offbeat.cluster import Access, Cluster, Outage
-from offbeat.message import codec_of, message
+from offbeat.messages import codec_of, message
 
 
 @message

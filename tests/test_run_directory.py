@@ -13,7 +13,7 @@ import offbeat
 from offbeat import Budget, Cluster, Fault
 from offbeat.methods import ADPSGD
 from offbeat.parameters import Layout
-from offbeat.run import Run, load_parameters, load_run
+from offbeat.runs import Run, load_parameters, load_run
 from offbeat.trace import Trace
 
 FILES = ("experiment.yaml", "metrics.csv", "trace.npz", "model.safetensors", "run.json")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from offbeat.cluster import Cluster, Constant
 from offbeat.experiment import Budget
-from offbeat.message import message
+from offbeat.messages import message
 from offbeat.method import Method, ServerMethod
 from offbeat.methods import AsyncSGD
 from offbeat.runtime.simulated import Simulation

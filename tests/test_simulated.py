@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from offbeat.cluster import Cluster, Constant, Fault
 from offbeat.experiment import Budget
-from offbeat.message import message
+from offbeat.messages import message
 from offbeat.method import Method
 from offbeat.methods import (
     ADPSGD,

@@ -18,7 +18,7 @@ from offbeat.cli import main
 from offbeat.cli.sweep import values_of
 from offbeat.methods import AsyncSGD, LocalSGD
 from offbeat.problems import Digits, LeastSquares
-from offbeat.run import load_run
+from offbeat.runs import load_run
 from offbeat.sweep import Row, grid, pivot, stable_rates, sweep
 from offbeat.sweep.stable import chance_of
 

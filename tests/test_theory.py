@@ -14,7 +14,7 @@ from torch import Tensor
 from offbeat.cluster import Cluster, Constant
 from offbeat.collectives import Chunk
 from offbeat.experiment import Budget
-from offbeat.message import codec_of, message
+from offbeat.messages import codec_of, message
 from offbeat.methods import (
     ADPSGD,
     DPSGD,

@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import cluster, compare, loggers, methods, problems, sweep, topology
+    from . import topology as topologies
+    from .api import replay, run, simulate
+    from .batch_norm import reestimate_statistics
+    from .cluster import Cluster, Fault
+    from .experiment import Budget, Experiment
+    from .messages import message
+    from .method import Method, ServerMethod
+    from .node import Node, PeerLost
+    from .runs import load_run
+    from .runtime.loop import distribute
 
 __version__ = "0.1.0"
 
-from . import methods, problems, topology
-from . import topology as topologies
-from .batch_norm import reestimate_statistics
-from .cluster import Cluster, Fault
-from .experiment import Budget, Experiment
-from .method import Method, ServerMethod
-from .node import Node, PeerLost
-
-# `run` and `message` are also the names of submodules, so these come after every import of those.
-from .api import replay, run, simulate  # isort: skip
-from .message import message  # isort: skip
-
-if TYPE_CHECKING:
-    from .runtime.loop import distribute
+# Imported when first used: torch takes seconds, and `offbeat --help` does without.
+_HOME = {
+    "Budget": "experiment",
+    "Cluster": "cluster",
+    "Experiment": "experiment",
+    "Fault": "cluster",
+    "Method": "method",
+    "Node": "node",
+    "PeerLost": "node",
+    "ServerMethod": "method",
+    "distribute": "runtime.loop",
+    "load_run": "runs",
+    "message": "messages",
+    "reestimate_statistics": "batch_norm",
+    "replay": "api",
+    "run": "api",
+    "simulate": "api",
+}
+_MODULES = {
+    "cluster": "cluster",
+    "compare": "compare",
+    "loggers": "loggers",
+    "methods": "methods",
+    "problems": "problems",
+    "sweep": "sweep",
+    "topologies": "topology",
+    "topology": "topology",
+}
 
 __all__ = [
     "Budget",
@@ -30,7 +58,11 @@ __all__ = [
     "Node",
     "PeerLost",
     "ServerMethod",
+    "cluster",
+    "compare",
     "distribute",
+    "load_run",
+    "loggers",
     "message",
     "methods",
     "problems",
@@ -38,14 +70,22 @@ __all__ = [
     "replay",
     "run",
     "simulate",
+    "sweep",
     "topologies",
     "topology",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "distribute":
-        from .runtime.loop import distribute
+    if name in _MODULES:
+        value = importlib.import_module(f".{_MODULES[name]}", __name__)
+    elif name in _HOME:
+        value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
-        return distribute
-    raise AttributeError(f"module 'offbeat' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -12,7 +12,7 @@ from .cluster import Cluster
 from .experiment import DEFAULT_SAMPLES, Budget, Experiment, OptimizerClass
 from .method import Method
 from .problems import IID, Digits, Partition, Problem
-from .run import Run
+from .runs import Run
 from .runtime.simulated import Simulation
 from .runtime.world import Progress
 from .schedule import Constant, Schedule

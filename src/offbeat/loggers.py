@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from .experiment import Experiment, to_config
-from .run import Metrics
+from .runs import Metrics
 
 LOGGED = ("accuracy", "loss", "consensus", "bytes")
 """Columns of the metrics that are logged, against samples and seconds."""

@@ -20,13 +20,13 @@ from ..api import run_experiment, simulate_experiment
 from ..config import DEFAULTS, build, experiment_parser, parse, resolved
 from ..experiment import Experiment
 from ..parameters import ParameterOptimizer
-from ..run import Metrics, Run, load_parameters
+from ..runs import Metrics, Run, load_parameters
 from ..runtime.world import Progress, World
 from .errors import UsageError, explain, one_line
+from .main import INTERRUPTED
 from .output import print_summary, run_progress, write_line
 
 Execute = Callable[..., Run]
-INTERRUPTED = 130
 
 
 def simulate(options: Sequence[str]) -> int:

@@ -20,8 +20,9 @@ from ..methods import METHODS
 from ..parallel import WorkerKilled
 from ..report.tables import comparison_tables, footnotes, write_csv
 from ..userfile import is_reference
-from .commands import INTERRUPTED, checked, output_directory, parsed_options
+from .commands import checked, output_directory, parsed_options
 from .errors import UsageError, one_line
+from .main import INTERRUPTED
 from .output import console, progress_bar, write_line
 from .spec import spec_of
 

@@ -9,7 +9,7 @@ from typing import Literal
 from jsonargparse import ArgumentParser
 
 from ..report.export import write_csv_tables, write_perfetto
-from ..run import load_run
+from ..runs import load_run
 from .commands import parsed_options
 from .errors import UsageError, one_line
 from .output import console

@@ -5,44 +5,32 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from .. import __version__
-from .cite import cite
-from .clusters import clusters
-from .commands import INTERRUPTED, replay, run, simulate
-from .compare import compare
-from .errors import UsageError, nearest, one_line
-from .export import export
-from .output import console, methods_table, write_line
-from .problems import problems
-from .report import report
-from .sweep import sweep
-from .topologies import topologies
 
+INTERRUPTED = 130
 
-def methods(options: Sequence[str]) -> int:
-    """List the methods: their papers, roles, and what they bear."""
-    if options and options != ["--help"]:
-        raise UsageError(f"`offbeat methods` takes no options, not {' '.join(options)}")
-    console().print(methods_table())
-    return 0
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "simulate": simulate,
-    "run": run,
-    "compare": compare,
-    "sweep": sweep,
-    "replay": replay,
-    "report": report,
-    "export": export,
-    "methods": methods,
-    "topologies": topologies,
-    "problems": problems,
-    "clusters": clusters,
-    "cite": cite,
+# Each command is a function of that name in the module named first, imported when it is called:
+# torch takes seconds, which `offbeat --help` does without and an interrupt may fall into.
+COMMANDS = {
+    "simulate": ("commands", "Simulate an experiment under virtual time."),
+    "run": ("commands", "Run an experiment as processes on this machine."),
+    "compare": ("compare", "Compare methods, each at its best learning rate; or saved runs."),
+    "sweep": ("sweep", "Simulate an experiment at every combination of some of its settings."),
+    "replay": ("commands", "Replay a real run in the simulator, and compare the parameters."),
+    "report": ("report", "Write one HTML file that shows runs, comparisons or sweeps."),
+    "export": ("export", "Write a run's trace for Perfetto, or as CSV tables."),
+    "methods": ("methods", "List the methods: their papers, roles, and what they bear."),
+    "topologies": ("topologies", "Show what topologies cost and how fast they mix; draw them."),
+    "problems": (
+        "problems",
+        "List the problems: data, networks, and whether the files are here.",
+    ),
+    "clusters": ("clusters", "List the clusters that have a name, for `--cluster NAME`."),
+    "cite": ("cite", "Print the papers behind methods, topologies and problems."),
 }
 
 
@@ -51,11 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments)
-    except UsageError as error:
-        write_line(one_line(error))
-        return 2
     except KeyboardInterrupt:
-        write_line("interrupted")
+        print("offbeat: interrupted", file=sys.stderr, flush=True)
         return INTERRUPTED
     except SystemExit as done:
         # --help and --print_config end the parser this way.
@@ -70,15 +55,21 @@ def _dispatch(arguments: Sequence[str]) -> int:
         print(f"offbeat {__version__}")
         return 0
     name, *options = arguments
-    command = COMMANDS.get(name)
-    if command is None:
-        listed = f"; there are {', '.join(COMMANDS)}"
-        raise UsageError(f"there is no command {name}{nearest(name, COMMANDS, listed)}")
-    return command(options)
+    from .errors import UsageError, nearest, one_line
+
+    try:
+        if name not in COMMANDS:
+            listed = f"; there are {', '.join(COMMANDS)}"
+            raise UsageError(f"there is no command {name}{nearest(name, COMMANDS, listed)}")
+        home = importlib.import_module(f".{COMMANDS[name][0]}", __package__)
+        return getattr(home, name)(options)
+    except UsageError as error:
+        print(f"offbeat: {one_line(error)}", file=sys.stderr, flush=True)
+        return 2
 
 
 def _usage() -> str:
-    lines = [f"  {name:<10}{(command.__doc__ or '').strip()}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<12}{purpose}" for name, (_, purpose) in COMMANDS.items()]
     return "\n".join(
         ["usage: offbeat COMMAND [OPTIONS]", "", *lines, "", "`offbeat COMMAND --help` says more."]
     )

@@ -1,4 +1,4 @@
-"""What the command line prints: progress, the summary of a run, the table of methods."""
+"""What the command line prints: progress, and the summary of a run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from ..citation import citations
 from ..experiment import Experiment
 from ..method import Method
-from ..methods import METHODS
-from ..run import Metrics, Run
+from ..runs import Metrics, Run
 from ..runtime.world import Progress as Report
 
 MODES = {
@@ -139,32 +136,6 @@ def summary(run: Run) -> list[tuple[str, str]]:
         lines.append(("consensus", f"workers {last.consensus:.4g} from their mean"))
     lines.append(("stopped", STOPS.get(run.stop, run.stop)))
     return lines + [("note", note) for note in run.notes]
-
-
-def methods_table() -> Table:
-    """Every method of the registry, by family."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for column in ("method", "roles", "synchronous", "survives a loss"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("paper", overflow="fold")
-    family = None
-    for method in sorted(METHODS.values(), key=lambda m: FAMILIES.index(m.family)):
-        if method.family != family:
-            family = method.family
-            table.add_row()
-            table.add_row(f"[italic]{family}[/italic]")
-        roles = ["worker", *method.background, *["server"] * bool(method().server_count)]
-        table.add_row(
-            method.__name__,
-            ", ".join(roles),
-            "yes" if method.synchronous else "no",
-            "yes" if method.survives_loss else "no",
-            "; ".join(f"{c.short}, {c.title}" for c in citations(method)),
-        )
-    return table
-
-
-FAMILIES = list(dict.fromkeys(method.family for method in METHODS.values()))
 
 
 def write_line(text: str) -> None:

@@ -15,7 +15,7 @@ from .output import console
 
 
 def problems(options: Sequence[str]) -> int:
-    """List the problems: their data, networks, and whether the files are here."""
+    """List the problems: data, networks, and whether the files are here."""
     if options and options != ["--help"]:
         raise UsageError(f"`offbeat problems` takes no options, not {' '.join(options)}")
     console().print(problems_table())

@@ -28,8 +28,9 @@ from ..sweep.execute import MANIFEST, is_done
 from ..sweep.pivot import markdown, measure_of, text_of
 from ..sweep.results import SEED
 from ..sweep.stable import MARGIN, chance_of
-from .commands import INTERRUPTED, checked, output_directory, parsed_options
+from .commands import checked, output_directory, parsed_options
 from .errors import UsageError, nearest, one_line
+from .main import INTERRUPTED
 from .output import console, progress_bar, write_line
 from .spec import config_of
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..message import codec_of, message
+from ..messages import codec_of, message
 from ..node import Group, Node
 
 Tag = tuple[int, int]

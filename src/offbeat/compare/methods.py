@@ -16,7 +16,7 @@ from typing import Any
 from ..experiment import Experiment, optimizer_class
 from ..method import Method
 from ..parallel import shared
-from ..run import Run
+from ..runs import Run
 from ..runtime.simulated import Simulation
 from .results import Comparison, Entry, Trial, Tune, common_seconds
 from .search import HALF_DECADES, Search, at_edge, best_rate, grid_search, tpe_search

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..experiment import Experiment
 from ..method import Method
-from ..run import Metrics, Run
+from ..runs import Metrics, Run
 
 Tune = Literal["grid", "optuna", "none"]
 """How learning rates are chosen: of a grid, by Optuna, or not at all."""

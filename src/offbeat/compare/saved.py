@@ -10,7 +10,7 @@ from typing import Any
 
 from ..experiment import to_config
 from ..labels import label
-from ..run import Run, load_run
+from ..runs import Run, load_run
 from .likeness import differing, settings, shown, within
 from .methods import check_goals, learning_rate
 from .results import Comparison, Entry, common_seconds

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..ledger import Ledger
-from ..message import message
+from ..messages import message
 from ..method import Method
 from ..node import Node, PeerLost
 from ..topology import Ring, Topology

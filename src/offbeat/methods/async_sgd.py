@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..message import message
+from ..messages import message
 from ..method import ServerMethod
 from ..node import Node
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..message import message
+from ..messages import message
 from ..method import Method
 from ..mixing import mixing_matrix, require_doubly_stochastic
 from ..node import Node

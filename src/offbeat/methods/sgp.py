@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..ledger import Ledger
-from ..message import message
+from ..messages import message
 from ..method import Holder, Method, ModelLost
 from ..node import Node, PeerLost
 from ..topology import OnePeerExponential, Topology

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..message import message
+from ..messages import message
 from ..node import Node
 from .async_sgd import AsyncSGD, Pull
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..collectives import ring_mean
-from ..message import message
+from ..messages import message
 from ..method import Holder, Method, ServerMethod
 from ..node import Node, PeerLost
 from .async_sgd import Pull, Push

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..run import Run
+from ..runs import Run
 from ..trace import FAULT_KINDS, LOST, TABLES
 from .html.progress import node_names
 

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from ..compare import Comparison
-from ..run import Run
+from ..runs import Run
 
 # Okabe and Ito's colours, which the colour-blind tell apart; a family shares one.
 FAMILY_COLOURS = {

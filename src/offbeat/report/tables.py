@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ..compare import Comparison, Entry
 from ..compare.results import deviation, evaluation_at
-from ..run import Run
+from ..runs import Run
 from .columns import Column, fitted
 
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from ..collectives import ALGORITHMS
-from ..message import codec_of, unpack
+from ..messages import codec_of, unpack
 from ..method import Method
 from ..node import Gradient, GradientRequest, Group, Meet, Node, Receive
 from ..parameters import SparseVector

@@ -22,7 +22,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.optim import Optimizer
 
-from ..message import message
+from ..messages import message
 from ..method import Method
 from ..node import GradientRequest, Node
 from ..parameters import UNUSABLE, Layout

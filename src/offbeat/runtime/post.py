@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..cluster import Cluster
-from ..message import codec_of
+from ..messages import codec_of
 from ..trace import DELIVERED, LOST, Trace
 from .clock import SECOND, VirtualClock
 from .network import Outages, network_of

@@ -20,7 +20,7 @@ from typing import Any
 from ..experiment import Experiment
 from ..method import ModelLost
 from ..parameters import Layout
-from ..run import Metrics, Run
+from ..runs import Metrics, Run
 from ..trace import Trace
 from .child import Assignment, main
 from .host import Snapshot, Status

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ..collectives import ALGORITHMS
 from ..experiment import Experiment
-from ..message import codec_of
+from ..messages import codec_of
 from ..method import Method
 from ..node import Gradient, GradientRequest, Group, Meet, Node, PeerLost, Receive
 from ..parameters import SparseVector
-from ..run import Run
+from ..runs import Run
 from ..trace import DELIVERED, Trace
 from .clock import SECOND
 from .compute import SerialEvaluator

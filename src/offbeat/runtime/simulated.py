@@ -14,7 +14,7 @@ from ..collectives import ALGORITHMS
 from ..experiment import Experiment
 from ..method import ModelLost
 from ..node import Gradient, GradientRequest, Group, Meet, Node, PeerLost, Receive
-from ..run import Metrics, Run
+from ..runs import Metrics, Run
 from ..trace import Trace
 from .clock import SECOND, VirtualClock, nanoseconds
 from .compute import (

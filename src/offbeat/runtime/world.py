@@ -23,7 +23,7 @@ from ..node import GradientRequest, Node, Runtime, Shard
 from ..parameters import Layout, SparseVector
 from ..problems import IID, Batches, Partition, shard, top_up
 from ..problems.classification import class_beyond
-from ..run import Metrics
+from ..runs import Metrics
 from .compute import EvaluationBuffer, Job
 from .scheduler import RunError
 

@@ -19,7 +19,7 @@ from ..compare.likeness import differing, settings, shown
 from ..compare.methods import simulated
 from ..experiment import Experiment
 from ..parallel import shared
-from ..run import Run, versions
+from ..runs import Run, versions
 from .cells import Cell, grid
 from .results import Row, columns_of, write_csv
 

@@ -10,7 +10,7 @@ import torch
 
 from ..cluster import Cluster, Fault
 from ..experiment import Budget
-from ..message import codec_of
+from ..messages import codec_of
 from ..method import Method
 from ..methods import SGD
 from ..runtime.simulated import Simulation

@@ -14,7 +14,7 @@ from ..cluster import Cluster
 from ..experiment import Budget, Experiment
 from ..method import Method
 from ..problems import LeastSquares
-from ..run import Run
+from ..runs import Run
 from ..runtime.simulated import Simulation
 
 

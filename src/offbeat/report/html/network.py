@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ...run import Run
+from ...runs import Run
 from .arrays import binned, binned_by, packed
 from .progress import node_names
 

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from ...run import Run, versions
+from ...runs import Run, versions
 from .network import network_data
 from .progress import fault_list, progress_data
 from .settings import repeat_command, settings_text

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ...run import Run
+from ...runs import Run
 from ...trace import FAULT_KINDS
 from .arrays import packed
 

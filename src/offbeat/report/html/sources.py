@@ -12,7 +12,7 @@ from typing import Any
 
 from ...experiment import to_config
 from ...method import Method
-from ...run import Run, load_run
+from ...runs import Run, load_run
 
 
 @dataclass(frozen=True, kw_only=True)

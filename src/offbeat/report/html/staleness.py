@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...run import Run
+from ...runs import Run
 from ...trace import DELIVERED
 from .arrays import packed
 from .progress import node_names

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from matplotlib.colors import to_hex, to_rgb
 
-from ...run import Run
+from ...runs import Run
 from ..plots import FAMILY_COLOURS
 
 ON_DARK = {

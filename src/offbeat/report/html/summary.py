@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from ...run import Metrics, Run
+from ...runs import Metrics, Run
 
 MODES = {
     "simulated": "simulated, virtual time",

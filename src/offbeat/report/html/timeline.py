@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...run import Run
+from ...runs import Run
 from ...trace import LOST
 from .arrays import binned_by, packed
 from .progress import fault_list, node_names

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from offbeat.message import DTYPES, MessageError, codec_of, message, unpack
+from offbeat.messages import DTYPES, MessageError, codec_of, message, unpack
 
 
 @message
