@@ -185,6 +185,11 @@ class Centre:
     parameters: Tensor
 
 
+def test_a_class_instead_of_a_method_is_told_what_to_write():
+    with pytest.raises(AssertionError, match=r"wants an instance: check_method\(SGD\(\)\)"):
+        check_method(METHODS["SGD"])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Gossip(Method):
     """Decentralized SGD on a fixed graph, its values exchanged round by round."""

@@ -311,7 +311,7 @@ def test_the_command_writes_the_file(runs, tmp_path, capsys):
     [
         ([], "there is nothing to report on; give at least one run directory"),
         (["nowhere"], "there is no directory nowhere"),
-        (["empty"], "empty has no run.json: it is no run directory, or of a run unfinished"),
+        (["empty"], "empty has no run.json: it is no run directory, or its run did not finish"),
         (["run", "--out", "empty"], "--out empty is a directory; give the name of a file"),
         (["run", "--out", "missing/r.html"], "cannot write --out missing/r.html: No such file"),
         (["damaged"], "damaged/metrics.csv is missing"),

@@ -54,6 +54,7 @@ def test_samples_without_any_feature_can_be_packed(tmp_path):
         ("1 1:1\n-1 6:1\n", "line 2: index 6 is beyond the 5 features"),
         ("1 1:1\n-1 1:nan\n", "line 2: '1:nan' has no finite value"),
         ("1 1:1\nyes 1:1\n", "line 2: 'yes' is no label: a line starts with a number"),
+        ("nan 1:1\n-1 1:1\n", "line 1: label nan is not finite"),
         ("1 1:1\n-1 1:1\n3 1:1\n", "line 3: label 3 is neither 1 nor -1: two classes are wanted"),
     ],
 )

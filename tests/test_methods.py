@@ -9,6 +9,7 @@ from offbeat.methods import (
     ADPSGD,
     DPSGD,
     METHODS,
+    SGD,
     AdaptiveDelayCompensatedSGD,
     AsyncSGD,
     LocalSGD,
@@ -26,7 +27,16 @@ from offbeat.methods.sparse_async_sgd import dense, part_of
 from offbeat.problems import Split, Supervised
 from offbeat.runtime.simulated import Simulation
 from offbeat.testing import simulated, small_experiment
-from offbeat.topology import BipartiteMatching, Graph, Ring, Star
+from offbeat.topology import BipartiteMatching, Graph, Hypercube, Ring, Star, Topology
+
+
+def test_every_topology_among_the_settings_is_checked():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Own(SGD):
+        topology: Topology = Hypercube()
+
+    with pytest.raises(ValueError, match="Hypercube"):
+        small_experiment(Own(), workers=6)
 
 
 def test_delay_compensation_by_its_formula():

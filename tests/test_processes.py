@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from offbeat.cluster import Cluster, Fault
+import offbeat
+from offbeat.cluster import Cluster, Fault, Outage
 from offbeat.experiment import Budget, Experiment
 from offbeat.messages import message
 from offbeat.method import Method
 from offbeat.methods import ADPSGD, METHODS, SGD, AllReduceSGD, AsyncSGD, StochasticGradientPush
 from offbeat.node import Node
-from offbeat.problems import Digits
+from offbeat.problems import Digits, Split, Supervised
 from offbeat.runs import Run
 from offbeat.runtime.journal import JournalError
 from offbeat.runtime.processes import require_same_layout, run_processes
@@ -162,6 +163,25 @@ class Stuck(Method):
     async def step(self, node: Node) -> None:
         await node.gradient()
         await node.recv(Never, source=1 - node.rank)
+
+
+def test_outages_are_refused_for_now():
+    outage = Outage(isolated=(0,), at=0.0, until=1.0)
+    with pytest.raises(ValueError, match=r"cluster.outages part nodes of a simulated network"):
+        offbeat.run(SGD(), cluster=Cluster(workers=2, outages=(outage,)))
+
+
+def test_an_experiment_that_cannot_be_sent_is_refused_in_one_line():
+    split = Split(torch.ones(40, 2), torch.ones(40, 1))
+    problem = Supervised(
+        model_factory=lambda: torch.nn.Linear(2, 1),
+        train=split,
+        test=split,
+        loss_function=torch.nn.functional.mse_loss,
+        batch_size=4,
+    )
+    with pytest.raises(ValueError, match=r"cannot be sent to processes \(.*lambda.*functools"):
+        offbeat.run(SGD(), problem, cluster=Cluster(workers=2))
 
 
 def test_a_deadlock_is_reported_with_roles_types_and_heartbeats():

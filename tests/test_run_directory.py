@@ -76,7 +76,7 @@ def test_a_file_that_is_missing_is_named(name: str, run: Run, tmp_path: Path):
     (tmp_path / name).unlink()
     expected = f"{tmp_path / name} is missing"
     if name == "run.json":
-        expected = f"{tmp_path} has no run.json: it is no run directory, or of a run unfinished"
+        expected = f"{tmp_path} has no run.json: it is no run directory, or its run did not finish"
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         load_run(tmp_path)
     assert str(caught.value) == expected

@@ -263,11 +263,42 @@ def test_another_sweep_in_the_same_directory_is_refused(capsys):
     assert "not empty" in refusal(capsys, *SMALL, "--over", "seed=0,1", "--out", "full")
 
 
+def test_another_order_is_another_sweep(capsys):
+    one, other = ["--over", "seed=0,1"], ["--over", "optimizer.lr=0.1,0.2"]
+    assert main(["sweep", *SMALL, *one, *other, "--out", "out", "--jobs", "1"]) == 0
+    before = tables("out")
+    told = refusal(capsys, *SMALL, *other, *one, "--out", "out")
+    assert "holds another sweep: over seed, optimizer.lr there" in told
+    assert tables("out") == before
+
+
+def test_a_class_is_swept_over_with_a_setting_that_all_of_them_have():
+    options = ["--over", "method=LocalSGD,PostLocalSGD", "--method.local_steps", "2"]
+    assert main(["sweep", *SMALL, *options, "--out", "out", "--jobs", "1"]) == 0
+    cells = [load_run(Path("out/cells", row["cell"])).experiment for row in rows_of("out")]
+    assert [cell.method.local_steps for cell in cells] == [2, 2]
+
+
+def test_a_cell_that_lost_its_result_is_made_again():
+    options = ["--over", "seed=0,1", "--out", "out", "--jobs", "1"]
+    assert main(["sweep", *SMALL, *options]) == 0
+    before = tables("out")
+    (Path("out/cells") / rows_of("out")[0]["cell"] / "cell.json").unlink()
+    assert main(["sweep", *SMALL, *options]) == 0
+    assert tables("out") == before
+
+
 def test_a_damaged_cell_is_named(capsys):
     over = ["--over", "seed=0,1", "--jobs", "1", "--out", "out"]
     assert main(["sweep", *SMALL, *over]) == 0
     Path("out/cells/seed=1/cell.json").write_text("{")
     assert "out/cells/seed=1/cell.json" in refusal(capsys, *SMALL, *over)
+
+
+def test_light_cells_say_why_they_cannot_be_read():
+    assert main(["sweep", *SMALL, "--over", "seed=0", "--out", "out", "--light"]) == 0
+    with pytest.raises(ValueError, match="of a sweep with --light, which keeps no traces"):
+        load_run(next(Path("out/cells").iterdir()))
 
 
 def test_light_cells_have_no_trace():
@@ -392,6 +423,7 @@ def test_chance_is_the_share_of_the_most_frequent_class():
         (["--over", "method=LocalSGD(3)"], "write Name or Name(setting=value)"),
         (["--over", "method=AsyncSGD,SGD", "--over", "method.servers=1,2"], "servers"),
         (["--over", "seed=0,1", "--rows", "optimizer.lr"], "--rows optimizer.lr is not swept"),
+        (["--over", "seed=0,1", "--columns", "seed"], "--columns seed leaves no swept field"),
         (["--problem=Digits", "--over", "seed=0,1", "--stable", "optimizer.lr"], "not swept over"),
         (["--over", "optimizer.lr=0.1", "--stable", "optimizer.lr"], "has no accuracy"),
         (["--over", "seed=0,1", "--jobs", "0"], "--jobs is 0"),

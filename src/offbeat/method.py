@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from .ledger import Ledger
 from .node import Node, Suspension
+from .topology import Topology
 
 S = TypeVar("S")
 
@@ -86,7 +88,14 @@ class Method(ABC):
         return torch.stack([node.parameters for node in nodes]).mean(dim=0)
 
     def validate(self, workers: int) -> None:
-        """Raise ValueError, in one line, if this method cannot run on that many workers."""
+        """Raise ValueError, in one line, if this method cannot run on that many workers.
+
+        By default every topology among its settings has to connect them.
+        """
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Topology):
+                value.validate(workers)
 
     @property
     def server_count(self) -> int:
@@ -153,6 +162,7 @@ class ServerMethod(Method):
         return torch.cat([node.parameters for node in held])
 
     def validate(self, workers: int) -> None:
+        super().validate(workers)
         if self.servers < 1:
             raise ValueError(f"servers is {self.servers}; a parameter server needs at least 1")
         if self.colocated and self.servers > workers:

@@ -157,7 +157,7 @@ def load_run(directory: Path | str) -> Run:
     folder = Path(directory)
     if not (folder / "run.json").is_file():
         raise ValueError(
-            f"{folder} has no run.json: it is no run directory, or of a run unfinished"
+            f"{folder} has no run.json: it is no run directory, or its run did not finish"
         )
     with _readable(folder / "run.json") as path:
         summary = json.loads(path.read_text())
@@ -169,6 +169,8 @@ def load_run(directory: Path | str) -> Run:
         experiment = load_experiment(path)
     with _readable(folder / "metrics.csv", sizes) as path:
         metrics = _read_metrics(path)
+    if not (folder / "trace.npz").exists() and (folder / "cell.json").exists():
+        raise ValueError(f"{folder} is of a sweep with --light, which keeps no traces to read")
     with _readable(folder / "trace.npz", sizes) as path:
         trace = Trace.load(path)
     with _readable(folder / "model.safetensors", sizes) as path:

@@ -190,11 +190,11 @@ def _cells(over: Mapping[str, Sequence[str]], rest: Sequence[str]) -> list[Cell]
     for chosen in itertools.product(*over.values()):
         values = dict(zip(over, chosen, strict=True))
         # A class comes before its own settings.
-        named = sorted(values, key=lambda name: name.count("."))
-        further = [f"--{name}={_option_value(values[name])}" for name in named]
-        parsed: Namespace = parsed_options(
-            parser, functools.partial(parse, parser), [*rest, *further]
-        )
+        given = list(rest)
+        for name in sorted(values, key=lambda name: name.count(".")):
+            own = (k for k, option in enumerate(given) if option.startswith(f"--{name}."))
+            given.insert(next(own, len(given)), f"--{name}={_option_value(values[name])}")
+        parsed: Namespace = parsed_options(parser, functools.partial(parse, parser), given)
         experiment: Experiment = parsed_options(parser, functools.partial(build, parser), parsed)
         cells.append(
             Cell(

@@ -16,9 +16,9 @@ def require_seconds(what: str, value: float) -> None:
 
 
 def require_rate(what: str, value: float) -> None:
-    if not value > 0:
+    if not value >= 1:
         raise ValueError(
-            f"{what} is {value:g} bytes/s; it must be positive (.inf for a network without cost)"
+            f"{what} is {value:g} bytes/s; it must be at least 1 (.inf for a network without cost)"
         )
 
 

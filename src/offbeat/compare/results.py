@@ -141,4 +141,5 @@ def common_seconds(entries: Sequence[Entry]) -> float | None:
 
 def deviation(values: Sequence[float]) -> float:
     """The sample standard deviation; NaN of a single value."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+    with np.errstate(invalid="ignore"):  # Of runs that failed.
+        return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan

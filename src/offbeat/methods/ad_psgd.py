@@ -67,9 +67,6 @@ class ADPSGD(Method):
         carried=lambda message: message.delta if isinstance(message, Difference) else None,
     )
 
-    def validate(self, workers: int) -> None:
-        self.topology.validate(workers)
-
     async def step(self, node: Node) -> None:
         averaging = node.start(self._average(node))
         gradient = await node.gradient()  # The averaging goes on meanwhile.

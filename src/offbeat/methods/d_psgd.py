@@ -42,7 +42,7 @@ class DPSGD(Method):
     serial: ClassVar[dict[str, Any] | None] = {"topology": Ring()}
 
     def validate(self, workers: int) -> None:
-        self.topology.validate(workers)
+        super().validate(workers)
         # A random topology has no period; those of the package are symmetric at each round.
         for round in range(self.topology.period(workers) or 0):
             try:

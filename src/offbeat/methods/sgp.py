@@ -72,9 +72,6 @@ class StochasticGradientPush(Method):
     serial: ClassVar[dict[str, Any] | None] = {"topology": OnePeerExponential()}
     ledger: ClassVar[Ledger | None] = Ledger(held=_held, carried=_carried)
 
-    def validate(self, workers: int) -> None:
-        self.topology.validate(workers)
-
     async def step(self, node: Node) -> None:
         push_sum = node.state(PushSum)
         gradient = await node.gradient(at=node.parameters / push_sum.weight)

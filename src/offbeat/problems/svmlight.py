@@ -62,6 +62,7 @@ def read_svmlight(
         labels = (found[0], found[1])
     sound = (
         labels is not None
+        and np.isfinite(labels).all()
         and set(found) <= set(labels)
         and np.isfinite(matrix.data).all()
         and matrix.shape[1] <= _MOST_FEATURES
@@ -122,6 +123,8 @@ def _fault(words: list[bytes], most: int, labels: list[float], collect: bool) ->
         label = float(words[0])
     except ValueError:
         return f"{_text(words[0])} is no label: a line starts with a number"
+    if not math.isfinite(label):
+        return f"label {label:g} is not finite"
     if collect and label not in labels and len(labels) < 2:
         labels.append(label)
     if label not in labels:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import secrets
 import shutil
 import signal
@@ -14,6 +15,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,12 @@ class Launcher:
             raise ValueError(
                 f"node {late[0]} joins late, which only `simulate` can do so far; drop the fault"
             )
+        if experiment.cluster.outages:
+            raise ValueError(
+                "cluster.outages part nodes of a simulated network; a real run cannot bring them "
+                "about so far: drop them, or use `simulate`"
+            )
+        _require_sendable(experiment)
         self.experiment = experiment
         self.world = World(experiment)
         self.progress = progress
@@ -485,6 +493,18 @@ class Launcher:
             error=error,
             notes=[*self.world.notes, *self.notes, *self._latenesses()],
         )
+
+
+def _require_sendable(experiment: Experiment) -> None:
+    """Raise ValueError unless the children can be given that experiment."""
+    try:
+        ForkingPickler.dumps(experiment)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"the experiment cannot be sent to processes ({reason}): define functions and classes "
+            "at the top level of a file, and give arguments by functools.partial instead of lambda"
+        ) from error
 
 
 @contextlib.contextmanager

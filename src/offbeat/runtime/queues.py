@@ -97,14 +97,18 @@ class Queues:
 
     def _oldest_ready(self, side: int) -> Transfer | None:
         now, network = self._clock.now, self._network
+        taken = set[int]()  # Busy sides: many may wait for the same one.
         for transfer in self._at.get(side, ()):
+            sides = network.sides(transfer.here, transfer.there)
+            if not taken.isdisjoint(sides):
+                continue
             ready = self.ready_at(transfer.here, transfer.there)
             if ready <= now:
                 return self._oldest_beside(transfer)
-            sides = network.sides(transfer.here, transfer.there)
             busy = [other for other in sides if network.free_at(other) > now]
             for other in busy:
                 self._look_again(other, network.free_at(other))
+            taken.update(busy)
             if side in busy:
                 break
             if not busy:  # An outage.

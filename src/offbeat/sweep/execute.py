@@ -112,6 +112,11 @@ def claim(directory: Path, cells: Sequence[Cell], light: bool) -> None:
         there, here = settings(theirs), settings(yaml.safe_load(yaml.safe_dump(mine)))
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    if list(theirs["over"]) != list(mine["over"]):
+        raise ValueError(
+            f"{directory} holds another sweep: over {', '.join(theirs['over'])} there and over "
+            f"{', '.join(mine['over'])} here, in that order; choose another directory"
+        )
     found = differing(there, here)
     if found:
         name = found[0]
@@ -159,7 +164,8 @@ def _run_cell(directory: Path, light: bool, cell: Cell) -> str:
     else:
         (part / "experiment.yaml").write_text(yaml.safe_dump(cell.config, sort_keys=False))
     (part / RESULT).write_text(json.dumps(_stored(outcome), indent=2) + "\n")
-    # A cell that has its name is whole.
+    # A cell that has its name is whole; what has it and is not done was damaged.
+    shutil.rmtree(directory / CELLS / cell.name, ignore_errors=True)
     os.replace(part, directory / CELLS / cell.name)
     return cell.name
 

@@ -46,7 +46,9 @@ def pivot(
     if rows is not None and rows == columns:
         raise ValueError(f"--rows and --columns are both {rows}")
     free = [name for name in [*(n for n in over if n != SEED), SEED] if name in over]
-    first = rows or next(name for name in free if name != columns)
+    first = rows or next((name for name in free if name != columns), None)
+    if first is None:
+        raise ValueError(f"--columns {columns} leaves no swept field for the rows")
     rest = [name for name in free if name != first]
     second = columns or (rest[0] if rest and (rest[0] != SEED or first == SEED) else None)
     further = [name for name in over if name not in (first, second, SEED)]

@@ -26,6 +26,8 @@ def check_method(method: Method, *, workers: int = 4, lr: float = 0.05) -> None:
     Raises:
         AssertionError: the first of them that fails.
     """
+    if isinstance(method, type):
+        raise AssertionError(f"check_method wants an instance: check_method({method.__name__}())")
     check_declarations(method)
     check_start(method, workers=workers)
     check_serial_equivalence(method)
@@ -87,7 +89,8 @@ def check_serial_equivalence(method: Method) -> None:
     distance = (run.vector - expected.vector).abs().max().item()
     assert torch.equal(run.vector, expected.vector), (
         f"{alone!r} on one worker is not serial SGD: after 30 steps the parameters differ by up "
-        f"to {distance:.3g}"
+        f"to {distance:.3g}; declare `serial` as the settings under which it is, such as "
+        "{'beta': 0.0}, or as None"
     )
 
 

@@ -13,11 +13,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from ...labels import label
 from ...runs import Run, versions
+from .names import problem_key
 from .network import network_data
 from .progress import fault_list, progress_data
 from .settings import repeat_command, settings_text
-from .sources import Named, method_name, named_runs, problem_key
+from .sources import Named, named_runs
 from .staleness import staleness_data
 from .styles import Style, styles
 from .summary import COLUMNS, MODES, TITLES, second_word, summary_cells
@@ -135,7 +137,7 @@ def _title(named: Sequence[Named], problems: int) -> str:
     first = named[0].run.experiment
     on = type(first.problem).__name__ if problems == 1 else f"{problems} problems"
     if len(named) == 1:
-        return f"{method_name(first.method)} on {on}"
+        return f"{label(first.method)} on {on}"
     methods = {type(entry.run.experiment.method).__name__ for entry in named}
     if len(methods) == len(named):
         return f"{len(named)} methods on {on}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from ...compare.methods import learning_rate
 from ...runs import Metrics, Run
 
 MODES = {
@@ -14,8 +15,8 @@ MODES = {
     "replay": "replay of a real run, wall time",
 }
 STOPS = {
-    "samples": "samples spent",
-    "seconds": "seconds spent",
+    "samples": "samples",
+    "seconds": "seconds",
     "accuracy": "accuracy reached",
     "finished": "nothing left to do",
     "interrupted": "interrupted",
@@ -26,6 +27,7 @@ NONE = "\u2013"
 
 COLUMNS = (
     "workers",
+    "lr",
     "accuracy",
     "loss",
     "seconds",
@@ -39,6 +41,7 @@ COLUMNS = (
     "stopped",
 )
 TITLES = {
+    "lr": "base learning rate of the workers' optimizer",
     "accuracy": "at the last evaluation",
     "loss": "at the last evaluation, mean over the evaluated part",
     "seconds": "until the last gradient was computed",
@@ -49,6 +52,7 @@ TITLES = {
     "staleness max": "optimizer steps between a gradient's snapshot and its use",
     "idle": "share of the workers' time not spent computing",
     "consensus": "root mean square distance of the workers' parameters to their mean",
+    "stopped": "which end of the budget came first, or what else ended the run",
 }
 
 
@@ -68,6 +72,7 @@ def summary_cells(run: Run) -> list[str]:
     timed = run.seconds > 0 and run.mode != "replay" and len(run.trace.gradients) > 0
     return [
         workers,
+        f"{learning_rate(run.experiment):g}",
         of_last(lambda row: row.accuracy, percent),
         of_last(
             lambda row: row.loss,
