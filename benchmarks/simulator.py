@@ -27,9 +27,9 @@ from offbeat.experiment import Budget, Experiment
 from offbeat.messages import message
 from offbeat.method import Method
 from offbeat.methods import ADPSGD, AllReduceSGD, AsyncSGD, StochasticGradientPush
+from offbeat.models import lenet5
 from offbeat.node import Node
 from offbeat.problems import Digits, Split, Supervised
-from offbeat.problems.mnist import lenet5
 from offbeat.runtime.simulated import Simulation
 
 SGD = functools.partial(torch.optim.SGD, lr=0.01)

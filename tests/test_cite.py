@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from offbeat.citation import Citation, citations
@@ -59,9 +61,23 @@ def test_the_command_prints_them(capsys):
     assert capsys.readouterr().out == citations(ADPSGD)[0].bibtex() + "\n"
 
 
+def test_a_class_of_the_users_own_file_is_cited(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "cited_file.py").write_text(
+        'class Mine:\n    """Mine.\n\n    Reference: Doe, "Steps", Venue 2020, eq. (1).\n    """\n'
+    )
+    try:
+        assert main(["cite", "cited_file.py:Mine"]) == 0
+    finally:
+        sys.modules.pop("cited_file", None)
+    assert capsys.readouterr().out == 'cited_file.py:Mine  Doe, "Steps", Venue 2020, eq. (1)\n'
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        (["nofile.py:Mine"], "there is no file nofile.py to take Mine from"),
         (["ADPSDG"], "there is nothing named ADPSDG to cite; did you mean ADPSGD"),
         (["--latex"], "there is no option --latex"),
     ],

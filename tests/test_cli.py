@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import io
 import os
 import signal
 import subprocess
@@ -11,11 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 import offbeat
 from offbeat.cli import main
 from offbeat.cli.main import COMMANDS
+from offbeat.cli.methods import FAMILIES, WIDE, methods_table
+from offbeat.cli.output import summary
 from offbeat.config import build, experiment_parser, load_experiment, merged, parse
 from offbeat.experiment import to_config
 from offbeat.methods import METHODS
@@ -151,6 +155,29 @@ def test_options_win_over_config_files_and_later_files_over_earlier(here):
     assert (experiment.cluster.workers, experiment.cluster.latency) == (5, 0.5)
 
 
+def test_classes_are_named_as_calls():
+    experiment = experiment_of(
+        *("--method", "LocalSGD(local_steps=4)", "--cluster.compute", "Constant(seconds=1.0)"),
+        *("--optimizer=SGD(lr=0.3, momentum=0.9)", "--optimizer.lr", "0.5"),
+    )
+    assert experiment.method == offbeat.methods.LocalSGD(local_steps=4)
+    assert experiment.cluster.compute == offbeat.cluster.Constant(seconds=1.0)
+    assert experiment.optimizer.keywords == {"lr": 0.5, "momentum": 0.9}
+
+
+@pytest.mark.parametrize("options", [["--workers", "3"], ["--workers=3"]])
+def test_workers_are_those_of_the_cluster(options):
+    assert experiment_of("--method", "SGD", *options).cluster.workers == 3
+
+
+def test_a_single_step_is_no_steps():
+    problem = offbeat.problems.LeastSquares()
+    budget = offbeat.Budget(samples=problem.batch_size)
+    cluster = offbeat.Cluster(workers=1)
+    run = offbeat.simulate(offbeat.methods.SGD(), problem, cluster=cluster, budget=budget)
+    assert dict(summary(run))["after"].endswith(" samples, 1 step")
+
+
 def test_a_budget_of_seconds_replaces_the_default_budget_of_samples():
     budget = experiment_of("--method", "SGD", "--budget.seconds", "2").budget
     assert (budget.samples, budget.seconds) == (None, 2.0)
@@ -279,6 +306,43 @@ def test_methods_are_listed_by_family(capsys):
     assert line.split()[1:5] == ["worker,", "answer", "no", "yes"]
 
 
+@pytest.mark.parametrize(("wide", "columns"), [(False, 4), (True, 5)])
+def test_methods_fit_the_terminal(wide, columns):
+    table = methods_table(wide)
+    assert len(table.columns) == columns
+    console = Console(width=WIDE if wide else 80, file=io.StringIO(), record=True)
+    console.print(table)
+    lines = console.export_text().splitlines()
+    assert any(line.startswith("AdaptiveDelayCompensatedSGD ") for line in lines)
+    # A family takes two lines, and a paper four at most.
+    assert len(lines) < (4 if wide else 2) * (len(METHODS) + len(FAMILIES))
+    assert any("Zheng et al. 2017" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_each_command_says_what_it_does(name, capsys):
+    assert main([name, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: offbeat {name}")
+    assert " ".join(COMMANDS[name][1].split()) in " ".join(out.split())
+
+
+@pytest.mark.parametrize("name", ["simulate", "run", "compare", "sweep"])
+def test_help_asks_for_what_is_needed_and_offers_what_can_be_chosen(name, capsys):
+    assert main([name, "--help"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "--workers WORKERS short for --cluster.workers" in out
+    assert "[--problem PROBLEM]" in out
+    assert "[--optimizer OPTIMIZER]" in out
+    assert out.count("(required") == (0 if name == "compare" else 1)
+    assert "default: null" not in out
+    assert "offbeat.problems.Digits" in out
+    assert "torch.optim.Adam," in out
+    for unusable in ("CIFARImages", "IDXImages", "Supervised", "optim.Optimizer", "LBFGS"):
+        assert f".{unusable}" not in out
+    assert "SparseAdam" not in out
+
+
 def test_help_and_version(capsys):
     assert main([]) == 0
     assert "simulate" in capsys.readouterr().out
@@ -343,6 +407,26 @@ WEIGHTS = ("--method", "ADPSGD", "--method.topology", "WeightedGraph", "--method
         (
             [*SIMULATE, "--method.server", "2"],
             "method: AsyncSGD has no setting 'server'; did you mean servers?",
+        ),
+        (
+            [*SIMULATE, "--optimizer.lrr", "3"],
+            "optimizer: SGD has no setting 'lrr'; did you mean lr?",
+        ),
+        (
+            [*SIMULATE, "--budget", "300"],
+            "budget must be a mapping of its settings, not 300; for example --budget.samples 300",
+        ),
+        (
+            ["simulate", "--method", "LocalSGD(4)"],
+            "cannot read 'LocalSGD(4)'; write Name or Name(setting=value)",
+        ),
+        (
+            ["simulate", "--method", "LocalSGD(local_step=4)"],
+            "method: LocalSGD has no setting 'local_step'; did you mean local_steps",
+        ),
+        (
+            ["simulate", "--method", "SGD", "--config", "null.yaml"],
+            "problem is null; name a class, or leave it out for the default",
         ),
         (
             [*SIMULATE, "--cluster.workrs", "2"],
@@ -433,6 +517,7 @@ WEIGHTS = ("--method", "ADPSGD", "--method.topology", "WeightedGraph", "--method
     ids=lambda value: None if isinstance(value, str) else " ".join(value)[-40:],
 )
 def test_bad_input_gets_one_line_and_leaves_nothing(argv, told, mine, capsys):
+    Path("null.yaml").write_text("problem: null")
     Path("broken.yaml").write_text("seed: 1\ncluster: [")
     Path("text.yaml").write_text("just text")
     Path("typo.yaml").write_text("sed: 1")

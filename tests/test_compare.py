@@ -408,8 +408,10 @@ def test_the_command_prints_a_table_and_saves_everything(tmp_path, monkeypatch, 
         "accuracy.png",
         "comparison.csv",
         "grid.csv",
+        "report.html",
         "timeline.png",
     }
+    assert out.splitlines()[-2:] == ["saved in out", "report     out/report.html"]
     # Every final run is a run directory that repeats.
     again = ["simulate", "--config", "out/LocalSGD-local_steps=4/experiment.yaml"]
     assert main([*again, "--out", "again"]) == 0

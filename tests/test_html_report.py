@@ -1,6 +1,8 @@
 """The report as a browser shows it: headless Chromium, from the file, without a network."""
 
+import dataclasses
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -9,19 +11,23 @@ from base64 import b64decode
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from playwright.sync_api import expect, sync_playwright
 
 from offbeat import Budget, Cluster, simulate
 from offbeat.cli import main
 from offbeat.cluster import Fault
-from offbeat.methods import ADPSGD, SGD, AllReduceSGD, AsyncSGD
+from offbeat.methods import ADPSGD, SGD, AllReduceSGD, AsyncSGD, LocalSGD
 from offbeat.problems import LeastSquares
 from offbeat.report.html import find_runs, write_report
 from offbeat.report.html.arrays import binned
 from offbeat.report.html.network import network_data
+from offbeat.report.html.sources import named_runs
 from offbeat.report.html.staleness import gradient_owners
+from offbeat.report.html.styles import styles
 from offbeat.report.html.summary import summary_cells
 from offbeat.report.html.timeline import timeline_data
+from offbeat.report.plots import FAMILY_COLOURS
 
 CHROMIUM = shutil.which("chromium")
 HOSTILE = "<script>alert(1)</script>&amp;\"'"
@@ -124,8 +130,9 @@ def test_the_table_says_the_runs_numbers(opened, runs):
         for row in rows.all()
     }
     assert found == {name: summary_cells(run) for name, run in runs.items()}
-    assert found["async"][1] == f"{runs['async'].metrics[-1].accuracy:.2%}"
-    assert found["alone"][1] == "\u2013"
+    assert found["async"][1:3] == ["0.1", f"{runs['async'].metrics[-1].accuracy:.2%}"]
+    assert found["diverged"][1] == "1e+30"
+    assert found["alone"][2] == "\u2013"
 
 
 def test_an_error_is_in_plain_sight(opened, runs):
@@ -162,6 +169,62 @@ def test_runs_are_hidden_by_the_legend(opened):
     page.locator(".legend button").first.click()
     shown = traces(page, "[data-group='0'] [data-curve=accuracy]")
     assert [t["visible"] for t in shown if t["name"] == "async"] == [False]
+
+
+def opacities(page):
+    return page.evaluate(
+        "document.querySelector('[data-curve=accuracy]').data.map(t => [t.name, t.opacity])"
+    )
+
+
+def test_the_run_pointed_at_in_the_legend_stands_out(opened):
+    page = opened()
+    chip = page.locator("[data-group='0'] .legend button").first
+    chip.hover()
+    shares = opacities(page)
+    assert {share for name, share in shares if name == "async"} == {1}
+    assert all(share < 0.3 for name, share in shares if name != "async")
+    page.mouse.move(0, 0)
+    assert {share for _, share in opacities(page)} == {1}
+    page.locator("[data-group='0'] .switch input").first.focus()
+    page.keyboard.press("Tab")
+    assert opacities(page) == shares
+    # A hidden run leaves the others as they were.
+    page.keyboard.press("Enter")
+    assert {share for _, share in opacities(page)} == {1}
+
+
+@pytest.fixture(scope="module")
+def long_names(runs, tmp_path_factory):
+    named = {
+        f"AdaptiveDelayCompensatedSGD, workers 16, slow {{3: 4}}, lr {10.0**-k:g}": runs["async"]
+        for k in range(6)
+    }
+    return write_report(named, tmp_path_factory.mktemp("long") / "report.html")
+
+
+@pytest.mark.parametrize("width", [375, 1440])
+def test_long_names_keep_to_their_places(opened, long_names, width):
+    page = opened(width, path=long_names)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    for row in page.locator("table.summary tbody tr").all():
+        name = row.locator(".name")
+        assert name.evaluate("box => box.scrollWidth <= box.clientWidth")
+        box = name.bounding_box()
+        assert box["x"] + box["width"] <= row.locator("td").first.bounding_box()["x"]
+    for chip in page.locator(".legend button").all():
+        box = chip.bounding_box()
+        assert box["x"] + box["width"] <= width
+        assert chip.get_attribute("title").startswith("AdaptiveDelayCompensatedSGD, workers 16")
+    chooser = page.locator(".chooser select").bounding_box()
+    assert chooser["x"] + chooser["width"] <= width
+    # The label is one line, not a letter a line.
+    assert page.locator(".chooser span").bounding_box()["height"] < 30
+
+
+def test_a_wide_screen_shows_the_whole_table(opened, long_names):
+    scroller = opened(path=long_names).locator(".scroller")
+    assert scroller.evaluate("box => box.scrollWidth <= box.clientWidth")
 
 
 def window(page):
@@ -205,6 +268,17 @@ def test_staleness_is_counted_by_worker(opened, runs):
     total = sum(int(count.replace(",", "")) for _, count in bars)
     assert total == len(runs["async"].staleness)
     assert [row[0][2] for row in by_node] == [f"worker {k}" for k in range(4)]
+
+
+def test_averagings_are_said_not_to_be_counted(opened):
+    page = opened()
+    hint = page.locator("[data-group='0'] .staleness .hint")
+    chooser = page.locator("[data-group='0'] select")
+    said = "Averaging with neighbours is no optimizer step, and is not counted."
+    chooser.select_option(label=HOSTILE)
+    assert hint.inner_text() == f"Staleness was 0 throughout. {said}"
+    chooser.select_option(label="diverged")
+    assert hint.inner_text() == "Staleness was 0 throughout."
 
 
 def test_the_copy_button_holds_the_command(opened, runs, tmp_path):
@@ -287,6 +361,68 @@ def test_too_many_events_are_cut_to_a_stretch_and_counted(runs):
     assert found["events_kept"] < found["events"]
     assert found["kept"][0] == 0 < found["kept"][1] < found["seconds"]
     assert found["view"][1] <= found["kept"][1]
+
+
+def test_the_first_view_holds_few_gradients_of_many_workers():
+    run = run_of(AsyncSGD(), cluster=Cluster(workers=16), budget=Budget(samples=6400))
+    begin, end = timeline_data(run)["view"]
+    ends = run.trace.gradients["end_ns"] / 1e9
+    assert begin == 0
+    assert 60 <= (ends <= end).sum() <= 100
+
+
+def test_the_first_view_reaches_the_first_message():
+    run = run_of(LocalSGD(local_steps=50), budget=Budget(samples=16 * 4 * 200))
+    begin, end = timeline_data(run)["view"]
+    assert begin == 0
+    assert run.trace.messages["end_ns"].min() / 1e9 <= end < run.seconds
+
+
+def test_names_say_what_sets_runs_apart():
+    plain = run_of(AsyncSGD(), cluster=Cluster(workers=4), budget=Budget(samples=320))
+    slow = run_of(
+        AsyncSGD(),
+        optimizer=functools.partial(torch.optim.SGD, lr=0.03),
+        budget=Budget(samples=320),
+        evaluator="serial",
+    )
+    real = dataclasses.replace(slow, mode="processes")
+    other = run_of(ADPSGD(), budget=Budget(samples=320))
+    assert [entry.name for entry in named_runs([plain, slow, real, other])] == [
+        "AsyncSGD, lr 0.1",
+        "AsyncSGD, slow {2: 4}, lr 0.03",
+        "AsyncSGD, slow {2: 4}, lr 0.03 (real)",
+        "ADPSGD",
+    ]
+    assert [entry.name for entry in named_runs({"mine": real})] == ["mine (real)"]
+    assert [entry.name for entry in named_runs([slow, slow])] == ["AsyncSGD (1)", "AsyncSGD (2)"]
+
+
+def test_runs_of_one_family_can_be_told_apart(runs):
+    found = styles([runs["async"]] * 24)
+    for ground in ("light", "dark"):
+        looks = [(getattr(style, ground), style.dash) for style in found]
+        assert len(set(looks)) == 24
+        for (one, dash), (other, same) in itertools.combinations(looks[:7], 2):
+            distance = np.abs(np.subtract(to_rgb(one), to_rgb(other))).max()
+            assert dash != same or distance > 0.2
+    assert found[0].light == FAMILY_COLOURS["parameter server"].lower()
+
+
+def test_runs_of_a_comparison_are_in_its_order(runs, tmp_path):
+    for name in ("SlowMo-seed-0", "SGD-seed-1", "SGD-seed-0", "LocalSGD-local_steps=4", "another"):
+        runs["alone"].save(tmp_path / name)
+    (tmp_path / "comparison.csv").write_text(
+        "method,seed\nSlowMo,0\nSGD,0\nSGD,1\nLocalSGD(local_steps=4),0\nfailed,\n"
+    )
+    names = [path.name for path in find_runs([tmp_path])]
+    assert names == [
+        "SlowMo-seed-0",
+        "SGD-seed-0",
+        "SGD-seed-1",
+        "LocalSGD-local_steps=4",
+        "another",
+    ]
 
 
 def test_runs_are_found_in_comparisons_and_sweeps(runs, tmp_path):

@@ -438,6 +438,7 @@ def test_bad_input_is_told_in_one_line_before_anything_runs(capsys, options, tol
 
 def test_a_sweep_needs_a_directory(capsys):
     assert "give --out DIR" in refusal(capsys, *SMALL, "--over", "seed=0")
+    assert refusal(capsys, *SMALL).endswith("give --over FIELD=VALUES and --out DIR")
 
 
 def test_a_cell_that_raises_is_a_row_with_its_reason(here, monkeypatch, capsys):

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 # The registries, so that their classes can be named without a path.
 from . import methods as methods
 from . import problems as problems
 from .cluster.catalogue import preset_config
 from .experiment import DEFAULT_SAMPLES, Experiment, OptimizerClass
+from .options import CLASSES, spelled_out, value_of
 from .userfile import import_path, is_reference, reference
 
 Config = dict[str, Any]
@@ -24,17 +25,21 @@ DEFAULTS: Config = {
     "problem": {"class_path": "offbeat.problems.Digits"},
     "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}},
 }
-CLASSES = ("method", "problem", "optimizer", "schedule", "partition")
-"""The parts of an experiment that name a class."""
 COMMAND_KEYS = ("out", "plots", "log", "workers")
 """What `--print_config` prints of the command; a config file describes an experiment only."""
 
 
-def experiment_parser(prog: str, purpose: str = "", skip: Iterable[str] = ()) -> ArgumentParser:
-    """A parser with an option for every field of an experiment, and `--config`."""
+def experiment_parser(
+    prog: str,
+    purpose: str = "",
+    formatter_class: type[DefaultHelpFormatter] = DefaultHelpFormatter,
+    skip: Iterable[str] = (),
+) -> ArgumentParser:
+    """A parser with an option for every field of an experiment, `--workers` and `--config`."""
     parser = ArgumentParser(
         prog=prog,
         exit_on_error=False,
+        formatter_class=formatter_class,
         description=f"{purpose} If not given, the problem is Digits, the optimizer is SGD with "
         f"learning rate 0.1, and the budget is {DEFAULT_SAMPLES:,} samples. Classes are named "
         "as `AsyncSGD`, `package.module.Name` or `my_file.py:Name`; their settings are options "
@@ -43,7 +48,12 @@ def experiment_parser(prog: str, purpose: str = "", skip: Iterable[str] = ()) ->
     parser.add_argument(
         "--config", action="config", help="YAML file of any of the options; several are merged"
     )
+    parser.add_argument("--workers", type=int | None, help="short for --cluster.workers")
     parser.add_class_arguments(Experiment, None, skip=set(skip))
+    for action in parser._actions:
+        # `parse` gives them their defaults.
+        if action.dest in DEFAULTS:
+            action.required = False
     return parser
 
 
@@ -70,18 +80,18 @@ def parse(
                 raise ValueError("--config needs the path of a YAML file")
             config = merged(config, read_config(Path(path)))
         else:
-            rest.append(_imported(option))
-    rest = _without_bare_flags(rest)
-    named, rest = _cluster_named(rest)
+            rest.append(option)
+    named, rest = _cluster_named(spelled_out(rest))
     cluster: Any = config.get("cluster", {}) if named is None else named
     config["cluster"] = {"preset": cluster} if isinstance(cluster, str) else cluster
     for key in ("cluster", "budget"):
         part = config.get(key, {})
         if not isinstance(part, dict):
             raise ValueError(f"{key} must be a mapping of its settings, not {part!r}")
+    _require_budget_mapping(value_of("--budget", rest))
     for key in (*COMMAND_KEYS, *ignored):
         config.pop(key, None)
-    cluster = _cluster(config["cluster"], _value_of("--cluster.workers", rest))
+    cluster = _cluster(config["cluster"], value_of("--cluster.workers", rest))
     _forget_others(cluster, ("compute",), "--cluster.", rest)
     config["cluster"] = cluster
     _forget_others(config, CLASSES, "--", rest)
@@ -90,7 +100,11 @@ def parse(
     limits: Mapping[str, Any] = config.get("budget") or {}
     if not given and limits.get("samples") is None and limits.get("seconds") is None:
         config["budget"] = {**limits, "samples": DEFAULT_SAMPLES}
-    return parser.parse_args(["--config", yaml.safe_dump(config), *rest])
+    parsed = parser.parse_args(["--config", yaml.safe_dump(config), *rest])
+    for key in DEFAULTS:
+        if parsed[key] is None:
+            raise ValueError(f"{key} is null; name a class, or leave it out for the default")
+    return parsed
 
 
 def build(parser: ArgumentParser, parsed: Namespace, **given: Any) -> Experiment:
@@ -177,16 +191,6 @@ def _optimizer(parsed: Namespace) -> OptimizerClass:
     return functools.partial(made, **chosen)
 
 
-def _imported(option: str) -> str:
-    """An option whose value `my_file.py:MyMethod` has become the dotted name of what it names."""
-    key, equals, value = option.partition("=")
-    if is_reference(option):
-        return import_path(option)
-    if key.startswith("--") and equals and is_reference(value):
-        return f"{key}={import_path(value)}"
-    return option
-
-
 def _imported_in(config: Any) -> Any:
     if isinstance(config, dict):
         return {key: _imported_in(value) for key, value in config.items()}
@@ -197,14 +201,15 @@ def _imported_in(config: Any) -> Any:
     return config
 
 
-def _without_bare_flags(options: Sequence[str]) -> list[str]:
-    """`--inject` alone means `--inject true`."""
-    result: list[str] = []
-    for k, option in enumerate(options):
-        following = options[k + 1] if k + 1 < len(options) else ""
-        bare = option == "--inject" and following.lower() not in ("true", "false")
-        result.append("--inject=true" if bare else option)
-    return result
+def _require_budget_mapping(given: str | None) -> None:
+    """Refuse `--budget 300`; a mapping or a file that holds one is left to the parser."""
+    if given is None or given.lstrip().startswith("{") or Path(given).is_file():
+        return
+    samples = given if given.isdecimal() else DEFAULT_SAMPLES
+    raise ValueError(
+        f"budget must be a mapping of its settings, not {given}; for example "
+        f"--budget.samples {samples}"
+    )
 
 
 def _cluster_named(options: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -212,7 +217,7 @@ def _cluster_named(options: Sequence[str]) -> tuple[str | None, list[str]]:
 
     A mapping, or a file that holds one, is left in the options.
     """
-    named = _value_of("--cluster", options)
+    named = value_of("--cluster", options)
     if named is None or named.lstrip().startswith("{") or Path(named).is_file():
         return None, list(options)
     rest: list[str] = []
@@ -246,20 +251,9 @@ def _forget_others(
 ) -> None:
     """Drop the settings of classes in whose place the options name others."""
     for key in keys:
-        named = _value_of(f"{prefix}{key}", options)
+        named = value_of(f"{prefix}{key}", options)
         if named is not None and key in config and _class_name(config[key]) != _last(named):
             del config[key]
-
-
-def _value_of(option: str, options: Sequence[str]) -> str | None:
-    """The last value given to that option."""
-    found = None
-    for k, text in enumerate(options):
-        if text.startswith(f"{option}="):
-            found = text.partition("=")[2]
-        elif text == option and k + 1 < len(options):
-            found = options[k + 1]
-    return found
 
 
 def _class_name(value: Any) -> str | None:

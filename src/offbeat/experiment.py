@@ -58,7 +58,7 @@ class Experiment:
         problem: model, loss, data and batch size.
         cluster: workers, links and faults.
         optimizer: the inner optimizer, any first-order one of torch.optim.
-        schedule: of its learning rate.
+        schedule: of the learning rate.
         budget: when the run ends.
         partition: how the training samples are dealt out to the workers.
         seed: decides the initial model, the order of the data and every random choice.
@@ -66,7 +66,7 @@ class Experiment:
         evaluate_on: the part of the data that evaluations use.
         evaluator: how the simulator computes gradients: one by one, batched, or on a pool of
             threads; chosen from the model if not given. Bits depend on it.
-        threads: that PyTorch may use. Bits depend on it.
+        threads: number of threads that PyTorch may use. Bits depend on it.
         device: where models, data and parameters live, such as cpu or cuda:0.
         inject: whether in a real run gradients take at least as long as the cluster says; the
             simulator knows no other times.

@@ -25,31 +25,27 @@ from ..runtime.world import Progress, World
 from .errors import UsageError, explain, one_line
 from .main import INTERRUPTED
 from .output import print_summary, run_progress, write_line
+from .parsers import HelpFormatter, command_parser
 
 Execute = Callable[..., Run]
 
 
 def simulate(options: Sequence[str]) -> int:
     """Simulate an experiment under virtual time."""
-    parser = experiment_parser("offbeat simulate", str(simulate.__doc__))
+    parser = experiment_parser("offbeat simulate", str(simulate.__doc__), HelpFormatter)
     return _execute("simulate", parser, options, DEFAULTS, simulate_experiment)
 
 
 def run(options: Sequence[str]) -> int:
     """Run an experiment as processes on this machine."""
-    parser = experiment_parser("offbeat run", str(run.__doc__))
-    parser.add_argument("--workers", type=int | None, help="short for --cluster.workers")
-    renamed = [
-        f"--cluster.{option[2:]}" if option.partition("=")[0] == "--workers" else option
-        for option in options
-    ]
+    parser = experiment_parser("offbeat run", str(run.__doc__), HelpFormatter)
     defaults = DEFAULTS | {"cluster": {"workers": 2}}
-    return _execute("run", parser, renamed, defaults, run_experiment)
+    return _execute("run", parser, options, defaults, run_experiment)
 
 
 def replay(options: Sequence[str]) -> int:
     """Replay a real run in the simulator, and compare the parameters."""
-    parser = ArgumentParser(prog="offbeat replay", exit_on_error=False)
+    parser = command_parser("replay", replay.__doc__)
     parser.add_argument("directory", type=str, help="the run directory of a real run")
     directory = Path(parsed_options(parser, parser.parse_args, options).directory)
     try:

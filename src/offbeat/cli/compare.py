@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ..compare import HALF_DECADES, Comparison, compare_runs
 from ..compare import compare as compare_methods
-from ..config import DEFAULTS, build, experiment_parser, parse
+from ..config import DEFAULTS, Config, build, experiment_parser, parse, resolved
 from ..experiment import Experiment
 from ..method import Method
 from ..methods import METHODS
@@ -24,6 +24,7 @@ from .commands import checked, output_directory, parsed_options
 from .errors import UsageError, one_line
 from .main import INTERRUPTED
 from .output import console, progress_bar, write_line
+from .parsers import HelpFormatter
 from .spec import spec_of
 
 OWN = ("method", "evaluate_on", "seed")
@@ -63,11 +64,12 @@ def compare(options: Sequence[str]) -> int:
 
 
 def _parser() -> ArgumentParser:
-    parser = experiment_parser("offbeat compare", str(compare.__doc__), skip=OWN)
+    parser = experiment_parser("offbeat compare", str(compare.__doc__), HelpFormatter, skip=OWN)
     parser.add_argument(
         "methods",
         type=str,
         nargs="*",
+        default=[],
         help="such as AsyncSGD 'LocalSGD(local_steps=16)' my_file.py:MyMethod; or else all; or "
         "directories of saved runs",
     )
@@ -92,7 +94,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--at",
         type=float | None,
-        help="seconds at which runs are compared too; when the fastest ends if not given",
+        help="seconds at which runs are compared too; default: when the run that ends first ends",
     )
     parser.add_argument("--seeds", type=str, default="0", help="such as 0,1,2; runs are averaged")
     parser.add_argument(
@@ -154,9 +156,11 @@ def _compare_methods(parser: ArgumentParser, parsed: Namespace) -> int:
     except WorkerKilled as error:
         write_line(one_line(error))
         return 1
-    _save(result, directory)
+    page = _save(result, directory, resolved(parsed))
     _print(result)
     print(f"saved in {directory}")
+    if page is not None:
+        print(f"report     {page}")
     return INTERRUPTED if result.interrupted else 0
 
 
@@ -175,22 +179,27 @@ def _compare_saved(directories: Sequence[str], parsed: Namespace) -> int:
     return 0
 
 
-def _save(result: Comparison, directory: Path) -> None:
+def _save(result: Comparison, directory: Path, made_by: Config) -> Path | None:
+    """Save everything; the path of the report, which there is if there are runs."""
     saved: dict[str, Path] = {}
     for entry in result.entries:
         for run in entry.runs:
             seed = f" seed {run.experiment.seed}" if len(result.seeds) > 1 else ""
             label = f"{entry.label}{seed}"
             saved[label] = directory / re.sub(r"[^\w.=,-]+", "-", label).strip("-")
+            run.resolved |= made_by
             run.save(saved[label])
     write_csv(result, directory)
-    if saved:
-        # Imported here: other commands do without matplotlib and Plotly.
-        from ..report.html import write_report
-        from ..report.plots import plot_comparison
+    if not saved:
+        return None
+    # Imported here: other commands do without matplotlib and Plotly.
+    from ..report.html import write_report
+    from ..report.plots import plot_comparison
 
-        plot_comparison(result, directory)
-        write_report(saved, directory / "report.html")
+    plot_comparison(result, directory)
+    page = directory / "report.html"
+    write_report(saved, page)
+    return page
 
 
 def _print(result: Comparison) -> None:

@@ -129,11 +129,13 @@ def _unknown_option(option: str, parser: ArgumentParser) -> str:
 
 
 def _unaccepted(option: str, path: str, text: str, parser: ArgumentParser) -> str:
+    # Of a method or problem, or else of an optimizer, whose parameters are bound later.
     classes: list[str] = re.findall(r"Problem with given class_path '([^']+)'", text)
+    classes = classes or re.findall(r"Got value: Namespace\(class_path='([^']+)'", text)
     if classes:
         module, _, name = classes[-1].rpartition(".")
         made: Any = getattr(__import__(module, fromlist=[name]), name)
-        fields = list(inspect.signature(made).parameters)
+        fields = [f for f in inspect.signature(made).parameters if f != "params"]
         has = f"; it has {', '.join(fields)}" if fields else "; it has none"
         hint = nearest(option, fields, has)
         return f"{path}: {name} has no setting {option!r}{hint}"

@@ -6,20 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import ArgumentParser
-
 from ..report.export import write_csv_tables, write_perfetto
 from ..runs import load_run
 from .commands import parsed_options
 from .errors import UsageError, one_line
 from .output import console
+from .parsers import command_parser
 
 
 def export(options: Sequence[str]) -> int:
     """Write a run's trace for Perfetto, or as CSV tables."""
-    parser = ArgumentParser(
-        prog="offbeat export", exit_on_error=False, description=str(export.__doc__)
-    )
+    parser = command_parser("export", export.__doc__)
     parser.add_argument("directory", type=str, help="a run directory")
     parser.add_argument(
         "--format", type=Literal["perfetto", "csv"], default="perfetto", help="perfetto or csv"

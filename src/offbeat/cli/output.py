@@ -122,7 +122,8 @@ def summary(run: Run) -> list[tuple[str, str]]:
         lines.append(
             (
                 "after",
-                f"{run.seconds:.3f} {seconds}, {last.samples:,} samples, {last.steps:,} steps",
+                f"{run.seconds:.3f} {seconds}, {last.samples:,} samples, "
+                f"{last.steps:,} step{'s' * (last.steps != 1)}",
             )
         )
     if len(run.staleness):

@@ -10,42 +10,48 @@ import torch
 from rich.table import Table
 
 from ..problems import PROBLEMS, Problem
-from .errors import UsageError
+from ..report.columns import Column, fitted
 from .output import console
+from .parsers import take_no_options
 
 
 def problems(options: Sequence[str]) -> int:
     """List the problems: data, networks, and whether the files are here."""
-    if options and options != ["--help"]:
-        raise UsageError(f"`offbeat problems` takes no options, not {' '.join(options)}")
-    console().print(problems_table())
+    take_no_options("problems", problems.__doc__, options)
+    out = console()
+    for k, table in enumerate(problems_tables(out.width)):
+        if k > 0:
+            out.print()
+        out.print(table)
     return 0
 
 
-def problems_table() -> Table:
-    """Every problem of the registry, with its default settings."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for column in ("problem", "samples", "inputs", "classes"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("network", no_wrap=True)
-    table.add_column("parameters", no_wrap=True, justify="right")
-    table.add_column("data from")
-    table.add_column("here")
+def problems_tables(width: int) -> list[Table]:
+    """Every problem of the registry with its default settings, in tables that fit the width."""
+    titles = ("problem", "samples", "inputs", "classes", "here", "data from")
+    titles += ("network", "parameters")
+    lines: list[tuple[str, ...]] = []
     for name, made in PROBLEMS.items():
         problem, about = made(), made.summary
         assert about is not None
         rows = [(network, f"{size:,}") for network, size in networks(problem)]
-        table.add_row(
-            name,
-            about.samples,
-            about.inputs,
-            about.classes,
-            "\n".join(network for network, _ in rows),
-            "\n".join(size for _, size in rows),
-            about.source,
-            "yes" if problem.available() else "no",
+        lines.append(
+            (
+                name,
+                about.samples,
+                about.inputs,
+                about.classes,
+                "yes" if problem.available() else "no",
+                about.source,
+                "\n".join(network for network, _ in rows),
+                "\n".join(size for _, size in rows),
+            )
         )
-    return table
+    head, *columns = (
+        Column(title=title, cells=cells, justify="right" if title == "parameters" else "left")
+        for title, cells in zip(titles, zip(*lines, strict=True), strict=True)
+    )
+    return fitted([head], columns, width)
 
 
 def networks(problem: Any) -> list[tuple[str, int]]:

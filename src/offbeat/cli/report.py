@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
 from .commands import parsed_options
 from .errors import UsageError, one_line
 from .output import console
+from .parsers import command_parser
 
 
 def report(options: Sequence[str]) -> int:
     """Write one HTML file that shows runs, comparisons or sweeps."""
-    parser = ArgumentParser(
-        prog="offbeat report", exit_on_error=False, description=str(report.__doc__)
-    )
+    parser = command_parser("report", report.__doc__)
     parser.add_argument(
-        "directories", type=str, nargs="*", help="run directories, or directories of those"
+        "directories",
+        type=str,
+        nargs="*",
+        default=[],
+        help="run directories, or directories of those",
     )
     parser.add_argument("--out", type=str, default="report.html", help="the file to write")
     parsed = parsed_options(parser, parser.parse_args, options)

@@ -6,9 +6,7 @@ import argparse
 import dataclasses
 import functools
 import itertools
-import json
 import os
-import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,19 +30,18 @@ from .commands import checked, output_directory, parsed_options
 from .errors import UsageError, nearest, one_line
 from .main import INTERRUPTED
 from .output import console, progress_bar, write_line
-from .spec import config_of
+from .parsers import HelpFormatter
 
 Table = tuple[str, list[Column], list[Column]]
 """A title, the columns that say what the rows are, and those that say what came of them."""
 
-CALL = re.compile(r"[\w./:~-]+\(.*\)", re.DOTALL)
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
 def sweep(options: Sequence[str]) -> int:
     """Simulate an experiment at every combination of some of its settings."""
     if "--help" in options or "-h" in options:
-        parser = experiment_parser("offbeat sweep", str(sweep.__doc__))
+        parser = experiment_parser("offbeat sweep", str(sweep.__doc__), HelpFormatter)
         _add_own(parser)
         parser.parse_args(["--help"])
     own, rest = _own(options)
@@ -96,13 +93,13 @@ def _add_own(parser: Any) -> None:
     parser.add_argument("--rows", type=str, help="swept field whose values are the table's rows")
     parser.add_argument("--columns", type=str, help="swept field whose values are its columns")
     parser.add_argument(
-        "--stable", type=str, help="swept learning rate of which the largest stable one is told"
+        "--stable", type=str, help="report the largest stable value of this swept field"
     )
     parser.add_argument(
         "--margin",
         type=float,
         default=MARGIN,
-        help="how far above chance every accuracy at a stable rate is",
+        help="how far above chance every accuracy must be for a rate to count as stable",
     )
 
 
@@ -114,6 +111,11 @@ def _own(options: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         own, rest = parser.parse_known_args(list(options))
     except argparse.ArgumentError as error:
         raise UsageError(f"{error.argument_name}: {error.message}") from error
+    if own.out is None and not own.over:
+        raise UsageError(
+            "a sweep needs settings to go through and a directory to resume from: give "
+            "--over FIELD=VALUES and --out DIR"
+        )
     if own.out is None:
         raise UsageError("a sweep needs a directory to resume from: give --out DIR")
     if own.jobs < 1:
@@ -193,7 +195,7 @@ def _cells(over: Mapping[str, Sequence[str]], rest: Sequence[str]) -> list[Cell]
         given = list(rest)
         for name in sorted(values, key=lambda name: name.count(".")):
             own = (k for k, option in enumerate(given) if option.startswith(f"--{name}."))
-            given.insert(next(own, len(given)), f"--{name}={_option_value(values[name])}")
+            given.insert(next(own, len(given)), f"--{name}={values[name]}")
         parsed: Namespace = parsed_options(parser, functools.partial(parse, parser), given)
         experiment: Experiment = parsed_options(parser, functools.partial(build, parser), parsed)
         cells.append(
@@ -209,10 +211,6 @@ def _cells(over: Mapping[str, Sequence[str]], rest: Sequence[str]) -> list[Cell]
     for cell in unlike.values():
         checked(cell.experiment)
     return named_cells
-
-
-def _option_value(text: str) -> str:
-    return json.dumps(config_of(text)) if CALL.fullmatch(text) else text
 
 
 @contextmanager

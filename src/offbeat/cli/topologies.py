@@ -7,13 +7,12 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
 from ..report.topologies import Properties, notes, properties, topologies_table
 from ..topology import TOPOLOGIES, Topology
 from .commands import parsed_options
 from .errors import UsageError, one_line
 from .output import console
+from .parsers import command_parser
 from .spec import spec_of
 
 DIGITS = 2410
@@ -23,13 +22,12 @@ SUFFIXES = (".png", ".svg")
 
 def topologies(options: Sequence[str]) -> int:
     """Show what topologies cost and how fast they mix; draw them."""
-    parser = ArgumentParser(
-        prog="offbeat topologies", exit_on_error=False, description=str(topologies.__doc__)
-    )
+    parser = command_parser("topologies", topologies.__doc__)
     parser.add_argument(
         "names",
         type=str,
         nargs="*",
+        default=[],
         help="such as Ring 'Torus(rows=4)' my_file.py:MyTopology; all that need no settings if "
         "not given",
     )

@@ -27,8 +27,8 @@ class Cluster:
         compute: seconds that one gradient takes on a worker of ordinary speed.
         computes: worker -> its own distribution instead.
         slow: worker -> how many times longer its gradients take.
-        latency: of every link, in seconds.
-        bandwidth: of every host's outgoing and incoming side, in bytes per second.
+        latency: latency of every link, in seconds.
+        bandwidth: bandwidth of every host's outgoing and incoming side, in bytes per second.
         access: node -> its own line, where it differs.
         sites: places; nodes in none of them are in one further site together.
         backbone: what joins the sites; needed where there are two or more.

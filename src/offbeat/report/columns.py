@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rich.cells import cell_len
 from rich.table import Table
@@ -22,6 +23,7 @@ class Column:
 
     title: str
     cells: Sequence[str]
+    justify: Literal["left", "right"] = "right"
 
     @property
     def width(self) -> int:
@@ -51,7 +53,7 @@ def _table(head: Sequence[Column], columns: Sequence[Column]) -> Table:
         table.add_column(title, max_width=LABEL_WIDTH, overflow="fold")
     for column in columns:
         title = "\n" * (lines - column.title.count("\n")) + column.title
-        table.add_column(title, justify="right", no_wrap=True)
+        table.add_column(title, justify=column.justify, no_wrap=True)
     for row in zip(*(column.cells for column in (*head, *columns)), strict=True):
         table.add_row(*row)
     return table

@@ -138,17 +138,15 @@ class UnequalNetwork:
         self._backbone = 0.0 if backbone is None else SECOND / backbone.bandwidth
         self._backbone_latency = 0.0 if backbone is None else backbone.latency
         self._backbone_free: dict[tuple[int, int], int] = {}
-        self._backbones: list[tuple[int, int]] = []
+        self._sites = max(self._site) + 1
 
     def sides(self, source: int, to: int) -> tuple[int, ...]:
         hosts = len(self._up)
         between = self._site[source], self._site[to]
         if between[0] == between[1]:
             return source, hosts + to
-        if between not in self._backbone_free:
-            self._backbone_free[between] = 0
-            self._backbones.append(between)
-        return source, hosts + to, 2 * hosts + self._backbones.index(between)
+        number = between[0] * self._sites + between[1]
+        return source, hosts + to, 2 * hosts + number
 
     def free_at(self, side: int) -> int:
         hosts = len(self._up)
@@ -156,7 +154,7 @@ class UnequalNetwork:
             return self._outgoing_free[side]
         if side < 2 * hosts:
             return self._incoming_free[side - hosts]
-        return self._backbone_free[self._backbones[side - 2 * hosts]]
+        return self._backbone_free.get(divmod(side - 2 * hosts, self._sites), 0)
 
     def latency(self, source: int, to: int) -> int:
         if source == to:

@@ -48,7 +48,7 @@ class Queues:
         begin: Callable[[Transfer], None],
     ) -> None:
         self._network = network
-        self._outages = outages
+        self._outages = outages if outages else None
         self._clock = clock
         self._begin = begin
         # Dictionaries for their order: that in which the transfers came.
@@ -63,10 +63,10 @@ class Queues:
 
     def must_wait(self, transfer: Transfer) -> bool:
         """Whether a new transfer cannot begin now, or others of its sides come first."""
-        sides = self._network.sides(transfer.here, transfer.there)
-        if self._waiting and any(self._at.get(side) for side in sides):
+        here, there = transfer.here, transfer.there
+        if self._waiting and any(self._at.get(side) for side in self._network.sides(here, there)):
             return True
-        return self.ready_at(transfer.here, transfer.there) > self._clock.now
+        return self.ready_at(here, there) > self._clock.now
 
     def put(self, transfer: Transfer) -> None:
         """Let it wait; it begins at once if it can, and what waits already cannot."""
@@ -87,7 +87,7 @@ class Queues:
     def ready_at(self, here: int, there: int) -> int:
         """When a transfer between two hosts could begin, if nothing else did before."""
         begin = self._network.begin(here, there, self._clock.now)
-        return self._outages.end(here, there, begin)
+        return self._outages.end(here, there, begin) if self._outages else begin
 
     def _start(self, side: int) -> None:
         """Begin what can begin at that side."""

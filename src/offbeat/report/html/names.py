@@ -30,14 +30,11 @@ def run_names(runs: Sequence[Run]) -> list[str]:
         if count == 1:
             continue
         same = [k for k, other in enumerate(groups) if other == group]
-        apart = dict.fromkeys(
-            name
-            for k in same
-            for name in differing(flat[same[0]], flat[k])
-            if name not in UNNAMED
-        )
+        found = {name for k in same for name in differing(flat[same[0]], flat[k])}
+        known = dict.fromkeys(name for k in same for name in flat[k])
+        apart = [name for name in known if name in found and name not in UNNAMED]
         for k in same:
-            told = [_told(flat[k], name) for name in list(apart)[:TOLD]]
+            told = [_told(flat[k], name) for name in apart[:TOLD]]
             names[k] = ", ".join([group[0], *filter(None, told)])
     return names
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from ...labels import label
@@ -63,6 +64,7 @@ def render(named: Sequence[Named]) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
+    environment.filters["breakable"] = breakable
     data = {"groups": [_group_data(entries, most) for entries in groups]}
     return environment.get_template("page.html.jinja").render(
         title=_title(named, len(groups)),
@@ -75,6 +77,11 @@ def render(named: Sequence[Named]) -> str:
         plotly=Markup(get_plotlyjs()),
         data=_json_in_html(data),
     )
+
+
+def breakable(name: str) -> Markup:
+    """The name as HTML that may break inside a class name: `Async|SGD`."""
+    return Markup(re.sub(r"(?<=[a-z])(?=[A-Z])", "<wbr>", str(escape(name))))
 
 
 def _by_problem(named: Sequence[Named]) -> list[list[Named]]:

@@ -97,7 +97,7 @@ def _order(table: Path) -> dict[str, int]:
     """The place of each run in a comparison's table, by the name of its directory."""
     if not table.is_file():
         return {}
-    with table.open(newline="") as file:
+    with table.open(newline="", encoding="utf-8", errors="replace") as file:
         rows = list(csv.DictReader(file))
     order: dict[str, int] = {}
     for k, row in enumerate(rows):

@@ -37,6 +37,7 @@ def staleness_data(run: Run) -> dict[str, Any] | None:
         "total": packed(counts.sum(axis=0), "i4"),
         "nodes": [names[node] for node in shown.tolist()],
         "means": [round(float(steps["staleness"][owners == n].mean()), 3) for n in shown],
+        "averaging": run.experiment.method.family == "decentralized",
         "by_worker": bool((shown < run.experiment.cluster.workers).all()),
     }
 

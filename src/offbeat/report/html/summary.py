@@ -18,7 +18,7 @@ STOPS = {
     "samples": "samples",
     "seconds": "seconds",
     "accuracy": "accuracy reached",
-    "finished": "nothing left to do",
+    "finished": "nothing left",
     "interrupted": "interrupted",
     "error": "error",
     "journal": "record ended",
@@ -72,7 +72,7 @@ def summary_cells(run: Run) -> list[str]:
     timed = run.seconds > 0 and run.mode != "replay" and len(run.trace.gradients) > 0
     return [
         workers,
-        f"{learning_rate(run.experiment):g}",
+        _rate(run),
         of_last(lambda row: row.accuracy, percent),
         of_last(
             lambda row: row.loss,
@@ -88,6 +88,13 @@ def summary_cells(run: Run) -> list[str]:
         of_last(lambda row: row.consensus, lambda x: f"{x:.3g}" if not x < 1e-5 else "0"),
         STOPS.get(run.stop, run.stop),
     ]
+
+
+def _rate(run: Run) -> str:
+    try:
+        return f"{learning_rate(run.experiment):g}"
+    except (KeyError, TypeError, ValueError):
+        return NONE  # A user's own optimizer may set its rate inside.
 
 
 def percent(share: float) -> str:

@@ -16,8 +16,8 @@ BINS = 240
 """Of the whole run, for which shares are given however many events it has."""
 EVENTS = 400_000
 """Gradients, waits and messages of all runs of a report together that are kept one by one."""
-GRADIENTS = 36
-"""How many gradients of the median worker the first view spans at most."""
+GRADIENTS = (80, 5, 36)
+"""How many computations the first view is to hold, and at least and at most of each worker."""
 DRAWN = 1200
 """How many computations and waits the first view draws at most."""
 SPAN = np.dtype([("node", "i4"), ("start_ns", "i8"), ("end_ns", "i8")])
@@ -112,12 +112,22 @@ def _spans(table: NDArray[Any]) -> NDArray[Any]:
 
 
 def _view(run: Run, tables: dict[str, NDArray[Any]], begin: float) -> float:
-    """Seconds that the first view spans: few enough events to draw each."""
-    gradients = run.trace.gradients
+    """Seconds that the first view spans: few enough events to tell each from the next."""
+    gradients, messages = run.trace.gradients, tables["messages"]
     if not len(gradients):
         return max(run.seconds, 1e-9)
-    median = float(np.median(gradients["end_ns"] - gradients["start_ns"])) / 1e9
+    workers = run.experiment.cluster.workers
+    wanted, least, most_each = GRADIENTS
+    each = min(max(wanted // workers, least), most_each)
+    ended = [gradients["end_ns"][gradients["node"] == worker] / 1e9 for worker in range(workers)]
+    ended = [np.sort(ends[ends >= begin])[:each] for ends in ended]
+    lasts = [ends[-1] for ends in ended if len(ends)]
+    span = float(np.median(lasts)) - begin if lasts else run.seconds
+    # Local methods compute long before they send anything.
+    sent = messages["end_ns"][messages["start_ns"] / 1e9 >= begin] / 1e9
+    if len(sent):
+        span = max(span, 1.2 * (float(sent.min()) - begin))
     bars = np.concatenate([tables["gradients"]["start_ns"], tables["waits"]["start_ns"]]) / 1e9
     later = np.sort(bars[bars >= begin]) - begin
     most = float(later[DRAWN]) if len(later) > DRAWN else run.seconds
-    return max(min(GRADIENTS * median, most, run.seconds), 1e-9)
+    return max(min(span, most, run.seconds), 1e-9)

@@ -5,7 +5,8 @@ function drawStaleness(figure, run) {
   const plot = figure.querySelector(".plot");
   const hint = figure.querySelector(".hint");
   const s = run.staleness;
-  const none = s === null ? "No gradient was applied." : s.max === 0 ? "Staleness was 0 throughout." : "";
+  const uncounted = s?.averaging ? " Averaging with neighbours is no optimizer step, and is not counted." : "";
+  const none = s === null ? "No gradient was applied." : s.max === 0 ? `Staleness was 0 throughout.${uncounted}` : "";
   plot.hidden = none !== "";
   if (none) {
     hint.textContent = none;

@@ -8,6 +8,7 @@ class Progress {
     this.root = root;
     this.group = group;
     this.hidden = new Set();
+    this.pointed = null; // The run that stands out from the others.
     this.columns = group.runs.map((run) =>
       Object.fromEntries(
         Object.entries(run.progress.columns).map(([name, packed]) => [name, unpack(packed)])
@@ -17,7 +18,13 @@ class Progress {
       input.addEventListener("change", () => this.draw());
     }
     for (const button of root.querySelectorAll(".legend button")) {
+      const run = Number(button.dataset.run);
+      const over = (event) => event.pointerType === "mouse" && this.point(run);
       button.addEventListener("click", () => this.toggle(button));
+      button.addEventListener("pointerenter", over);
+      button.addEventListener("pointerleave", () => this.point(null));
+      button.addEventListener("focus", () => button.matches(":focus-visible") && this.point(run));
+      button.addEventListener("blur", () => this.point(null));
     }
   }
 
@@ -28,6 +35,20 @@ class Progress {
     if (shown) this.hidden.delete(run);
     else this.hidden.add(run);
     this.draw();
+  }
+
+  point(run) {
+    if (run === this.pointed) return;
+    this.pointed = run;
+    for (const plot of this.root.querySelectorAll("[data-curve]")) {
+      if (!plot.data) continue;
+      Plotly.restyle(plot, { opacity: plot.data.map((trace) => this.opacity(trace.meta)) });
+    }
+  }
+
+  opacity(run) {
+    const all = this.pointed === null || this.hidden.has(this.pointed);
+    return all || run === this.pointed ? 1 : 0.12;
   }
 
   draw() {
@@ -79,7 +100,12 @@ class Progress {
     const format = name === "accuracy" ? ".2%" : ".4g";
     const unit = against === "seconds" ? " s" : against === "bytes" ? "B" : "";
     const number = against === "seconds" ? ".3f" : against === "bytes" ? ".3s" : ",";
-    const common = { visible: !this.hidden.has(k), name: escapeText(run.name) };
+    const common = {
+      visible: !this.hidden.has(k),
+      name: escapeText(run.name),
+      meta: k,
+      opacity: this.opacity(k),
+    };
     const line = {
       ...common,
       type: "scatter",

@@ -156,6 +156,7 @@ class Timeline {
     const { nodes, kinds } = this.run.timeline;
     const m = this.tables.messages;
     const line = { x: [], y: [], text: [], sizes: [] };
+    const narrow = this.plot.clientWidth < 500;
     for (const k of rows) {
       const end = m.start[k] + m.length[k];
       const what =
@@ -164,7 +165,7 @@ class Timeline {
       line.x.push(m.start[k], end, null);
       line.y.push(m.source[k], m.to[k], null);
       line.text.push(escapeText(what), escapeText(what), "");
-      line.sizes.push(0, 7, 0);
+      line.sizes.push(0, narrow ? 4 : 7, 0);
     }
     return {
       type: "scatter",
@@ -174,7 +175,7 @@ class Timeline {
       y: line.y,
       text: line.text,
       hovertemplate: "%{text}<extra></extra>",
-      line: { color: colour("sending"), width: 1 },
+      line: { color: colour("sending"), width: narrow ? 0.5 : 1 },
       opacity: 0.6,
       marker: { symbol: "arrow", angleref: "previous", size: line.sizes, color: colour("sending") },
     };
