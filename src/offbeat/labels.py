@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,11 @@ def label(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{key}: {label(held)}' for key, held in value.items())}}}"
     return "null" if value is None else str(value)
+
+
+def file_name(label: str) -> str:
+    """The name of a label's file or directory: what a shell takes without quotes."""
+    return re.sub(r"[^\w.=,-]+", "-", label).strip("-")
 
 
 def _call(name: str, settings: Mapping[str, Any]) -> str:

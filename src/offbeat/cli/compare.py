@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from ..compare import HALF_DECADES, Comparison, compare_runs
 from ..compare import compare as compare_methods
 from ..config import DEFAULTS, Config, build, experiment_parser, parse, resolved
 from ..experiment import Experiment
+from ..labels import file_name
 from ..method import Method
 from ..methods import METHODS
 from ..parallel import WorkerKilled
@@ -186,7 +186,7 @@ def _save(result: Comparison, directory: Path, made_by: Config) -> Path | None:
         for run in entry.runs:
             seed = f" seed {run.experiment.seed}" if len(result.seeds) > 1 else ""
             label = f"{entry.label}{seed}"
-            saved[label] = directory / re.sub(r"[^\w.=,-]+", "-", label).strip("-")
+            saved[label] = directory / file_name(label)
             run.resolved |= made_by
             run.save(saved[label])
     write_csv(result, directory)

@@ -25,7 +25,7 @@ def write_perfetto(run: Run, path: Path) -> Path:
     receives; messages are flows between them, staleness is a counter, faults are instants. For
     ui.perfetto.dev and chrome://tracing.
 
-    Source: Trace Event Format, Google, 2016.
+    Format: https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU
     """
     part = path.with_name(f".part-{path.name}")
     try:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...labels import file_name
 from ...runs import Run, load_run
 from .names import marked, problem_key, run_names
 
@@ -103,5 +103,5 @@ def _order(table: Path) -> dict[str, int]:
     for k, row in enumerate(rows):
         method = row.get("method") or ""
         for text in (method, f"{method} seed {row.get('seed')}"):
-            order.setdefault(re.sub(r"[^\w.=,-]+", "-", text).strip("-"), k)
+            order.setdefault(file_name(text), k)
     return order
