@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from offbeat.cli import main
+from offbeat.config import build, experiment_parser, parse
 
 ROOT = Path(__file__).parents[1]
 PAGES = {page.stem: page.read_text() for page in sorted((ROOT / "docs").glob("*.md"))}
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 # What needs a data set, a file of the reader's, or an account; the tests of its area cover it.
 NOT_RUN = ("CIFAR10", "MNIST", "a9a", "CharacterText", "my.txt", "wandb")
 # Blocks that are parts of something: of a method, of a job under torchrun.
@@ -50,6 +52,13 @@ def test_links_lead_somewhere(page: str):
 def test_the_index_lists_every_page():
     for page in PAGES:
         assert page == "README" or f"({page}.md)" in PAGES["README"]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
+def test_an_example_describes_an_experiment(example: Path):
+    parser = experiment_parser("offbeat")
+    options = ["--config", str(example), "--method", "AsyncSGD"]
+    assert build(parser, parse(parser, options)).cluster.workers >= 1
 
 
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if commands(text)])

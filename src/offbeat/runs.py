@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import os
 import platform
 import zlib
 from collections.abc import Generator, Mapping
@@ -24,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .experiment import Experiment, to_config
+from .files import PART, whole
 from .parameters import Layout
 from .trace import Trace
 
@@ -115,16 +115,16 @@ class Run:
         """
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "run.json").unlink(missing_ok=True)
-        with _whole(directory / "experiment.yaml") as path:
+        with whole(directory / "experiment.yaml") as path:
             config = to_config(self.experiment) | self.resolved
             path.write_text(yaml.safe_dump(config, sort_keys=False))
-        with _whole(directory / "metrics.csv") as path, path.open("w", newline="") as file:
+        with whole(directory / "metrics.csv") as path, path.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
             writer.writerows([[getattr(row, name) for name in COLUMNS] for row in self.metrics])
-        with _whole(directory / "trace.npz") as path:
+        with whole(directory / "trace.npz") as path:
             self.trace.save(path)
-        with _whole(directory / "model.safetensors") as path:
+        with whole(directory / "model.safetensors") as path:
             save_file({name: held.contiguous() for name, held in self.state_dict.items()}, path)
         summary = {
             "mode": self.mode,
@@ -136,7 +136,7 @@ class Run:
             "layout": {"names": self.layout.names, "shapes": self.layout.shapes},
             "bytes": {name: (directory / name).stat().st_size for name in FILES},
         }
-        with _whole(directory / "run.json") as path:
+        with whole(directory / "run.json") as path:
             path.write_text(json.dumps(summary, indent=2) + "\n")
 
 
@@ -187,6 +187,14 @@ def load_run(directory: Path | str) -> Run:
     )
 
 
+def run_directories(folder: Path) -> list[Path]:
+    """The directory itself if it is a run's, else those directly below it and below its `cells`."""
+    if (folder / "run.json").is_file():
+        return [folder]
+    below = [*folder.glob("*/run.json"), *folder.glob("cells/*/run.json")]
+    return sorted(path.parent for path in below if not path.parent.name.startswith(PART))
+
+
 def load_parameters(directory: Path, layout: Layout) -> Tensor:
     """The final model (d,) of a run directory.
 
@@ -215,17 +223,6 @@ def _read_metrics(path: Path) -> list[Metrics]:
         )
         for seconds, samples, steps, loss, accuracy, consensus, sent in rows
     ]
-
-
-@contextmanager
-def _whole(path: Path) -> Generator[Path]:
-    """Where to write a file that takes the name `path` when it is complete."""
-    part = path.with_name(f".part-{path.name}")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from jsonargparse import Namespace
 
 from ..config import build, experiment_parser, parse, resolved
 from ..experiment import Experiment
+from ..files import whole
 from ..labels import label
 from ..parallel import WorkerKilled
 from ..report.columns import Column, fitted
@@ -283,10 +284,8 @@ def _print(tables: Sequence[Table], rows: Sequence[Row], directory: Path) -> Non
         line = f"{len(failed)} of {len(rows)} cells failed; sweep.csv says why. The first: {first}"
         out.print(line, markup=False, highlight=False, soft_wrap=True)
         parts.append(f"{line}\n")
-    whole = directory / "sweep.md"
-    part = whole.with_name(".part-sweep.md")
-    part.write_text("\n".join(parts))
-    os.replace(part, whole)
+    with whole(directory / "sweep.md") as part:
+        part.write_text("\n".join(parts))
     print(f"saved in {directory}")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..experiment import to_config
 from ..labels import label
-from ..runs import Run, load_run
+from ..runs import Run, load_run, run_directories
 from .likeness import differing, settings, shown, within
 from .methods import check_goals, learning_rate
 from .results import Comparison, Entry, common_seconds
@@ -54,7 +54,7 @@ def compare_runs(
         ValueError: in one line, if the runs cannot be read or are not like with like.
     """
     check_goals(target, seconds)
-    found = [_read(where) for where in run_directories(directories)]
+    found = [_read(where) for where in _directories(directories)]
     first = found[0]
     named = set[str]().union(*(saved.flat for saved in found))
     for field in varying:
@@ -88,7 +88,7 @@ def compare_runs(
     )
 
 
-def run_directories(given: Sequence[Path | str]) -> list[Path]:
+def _directories(given: Sequence[Path | str]) -> list[Path]:
     """The run directories that are named, or lie one level below a named one or its cells/.
 
     Raises:
@@ -99,9 +99,7 @@ def run_directories(given: Sequence[Path | str]) -> list[Path]:
         folder = Path(text)
         if not folder.is_dir():
             raise ValueError(f"there is no directory {folder}")
-        inside = folder / "cells" if (folder / "cells").is_dir() else folder
-        several = sorted(p.parent for p in inside.glob("[!.]*/run.json"))
-        here = [folder] if (folder / "run.json").is_file() else several
+        here = run_directories(folder)
         if not here:
             raise ValueError(f"{folder} is no run directory, and holds none")
         found += here

@@ -101,8 +101,13 @@ class CIFARImages(Images):
             data_dir=self.data_dir,
             limit=self.limit,
             validation=self.validation,
-            batches=len(self.published.train),
+            batches=self.training_files,
         )
+
+    @property
+    def training_files(self) -> int:
+        """How many of the training files are read, from the first on."""
+        return len(self.published.train)
 
     def available(self) -> bool:
         return self.files().available()
@@ -146,14 +151,9 @@ class CIFAR10(CIFARImages):
         if not 1 <= self.batches <= 5:
             raise ValueError(f"batches must be from 1 to 5, not {self.batches}")
 
-    def files(self) -> "CIFARFiles":
-        return CIFARFiles(
-            published=self.published,
-            data_dir=self.data_dir,
-            limit=self.limit,
-            validation=self.validation,
-            batches=self.batches,
-        )
+    @property
+    def training_files(self) -> int:
+        return self.batches
 
 
 @dataclass(frozen=True, kw_only=True)

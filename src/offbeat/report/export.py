@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..files import whole
 from ..runs import Run
 from ..trace import FAULT_KINDS, LOST, TABLES
 from .html.progress import node_names
@@ -27,16 +27,11 @@ def write_perfetto(run: Run, path: Path) -> Path:
 
     Format: https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU
     """
-    part = path.with_name(f".part-{path.name}")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write('{"displayTimeUnit": "ms", "traceEvents": [\n')
-            for k, event in enumerate(trace_events(run)):
-                file.write(",\n" * (k > 0) + json.dumps(event))
-            file.write("\n]}\n")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(path) as part, part.open("w", encoding="utf-8") as file:
+        file.write('{"displayTimeUnit": "ms", "traceEvents": [\n')
+        for k, event in enumerate(trace_events(run)):
+            file.write(",\n" * (k > 0) + json.dumps(event))
+        file.write("\n]}\n")
     return path
 
 

@@ -18,12 +18,13 @@ import yaml
 from ..compare.likeness import differing, settings, shown
 from ..compare.methods import simulated
 from ..experiment import Experiment
+from ..files import PART, whole
 from ..parallel import shared
 from ..runs import Run, versions
 from .cells import Cell, grid
 from .results import Row, columns_of, write_csv
 
-MANIFEST, RESULT, CELLS, PART = "sweep.yaml", "cell.json", "cells", ".part-"
+MANIFEST, RESULT, CELLS = "sweep.yaml", "cell.json", "cells"
 
 
 def sweep(
@@ -103,9 +104,8 @@ def claim(directory: Path, cells: Sequence[Cell], light: bool) -> None:
     }
     path = directory / MANIFEST
     if not path.exists():
-        part = path.with_name(f"{PART}{MANIFEST}")
-        part.write_text(yaml.safe_dump(mine, sort_keys=False))
-        os.replace(part, path)
+        with whole(path) as part:
+            part.write_text(yaml.safe_dump(mine, sort_keys=False))
         return
     try:
         theirs = yaml.safe_load(path.read_text())

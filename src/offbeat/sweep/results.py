@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..compare.results import deviation
+from ..files import whole
 from .cells import Cell
 
 SEED = "seed"
@@ -74,12 +74,10 @@ def columns_of(cells: Sequence[Cell] | Sequence[Row]) -> dict[str, list[str]]:
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """The rows in long form: the swept settings, what was measured, the error."""
     measured = [f.name for f in fields(Row) if f.name not in ("cell", "values")]
-    part = path.with_name(f".part-{path.name}")
-    with part.open("w", newline="") as file:
+    with whole(path) as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["cell", *rows[0].values, *measured])
         for row in rows:
             found = [getattr(row, name) for name in measured]
             told = ["" if value is None else value for value in found]
             writer.writerow([row.cell, *row.values.values(), *told])
-    os.replace(part, path)

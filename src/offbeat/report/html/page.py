@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
@@ -14,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
+from ...files import whole
 from ...labels import label
 from ...runs import Run, versions
 from .names import problem_key
@@ -44,12 +44,8 @@ def write_report(
     """
     target = Path(path)
     page = render(named_runs(runs))
-    part = target.with_name(f".part-{target.name}")
-    try:
+    with whole(target) as part:
         part.write_text(page, encoding="utf-8")
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
     return target
 
 

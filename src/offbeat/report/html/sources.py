@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...labels import file_name
-from ...runs import Run, load_run
+from ...runs import Run, load_run, run_directories
 from .names import marked, problem_key, run_names
 
 
@@ -35,15 +35,9 @@ def find_runs(directories: Iterable[Path | str]) -> list[Path]:
     for given in map(Path, directories):
         if not given.is_dir():
             raise ValueError(f"there is no directory {given}")
-        if (given / "run.json").is_file():
-            found.append(given)
-            continue
-        below = [*given.iterdir(), *(given / "cells").glob("*")]
         order = _order(given / "comparison.csv")
-        inside = sorted(
-            (path for path in below if (path / "run.json").is_file()),
-            key=lambda path: (order.get(path.name, len(order)), path),
-        )
+        # Sorting keeps the order of what is not in the table.
+        inside = sorted(run_directories(given), key=lambda p: order.get(p.name, len(order)))
         if not inside:
             raise ValueError(
                 f"{given} has no run.json: it is no run directory, or its run did not finish, "
