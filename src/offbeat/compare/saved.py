@@ -10,8 +10,8 @@ from typing import Any
 
 from ..experiment import to_config
 from ..labels import label
+from ..likeness import differing, settings, shown, within
 from ..runs import Run, load_run, run_directories
-from .likeness import differing, settings, shown, within
 from .methods import check_goals, learning_rate
 from .results import Comparison, Entry, common_seconds
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import yaml
 
-from ..compare.likeness import differing, settings, shown
 from ..compare.methods import simulated
 from ..experiment import Experiment
 from ..files import PART, whole
+from ..likeness import differing, settings, shown
 from ..parallel import shared
 from ..runs import Run, versions
 from .cells import Cell, grid

@@ -6,9 +6,9 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 
-from ...compare.likeness import differing, settings, shown
 from ...experiment import to_config
 from ...labels import label
+from ...likeness import differing, settings, shown
 from ...runs import Run
 
 UNNAMED = ("evaluator", "threads", "device")
