@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -13,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from loop_ranks import rank_and_size
 from offbeat import methods, reestimate_statistics
 from offbeat.problems import IID, Batches, Digits, shard
 from offbeat.runtime.loop import distribute
+from offbeat.runtime.scheduler import RunError
 
 
 def network(hidden: int = 16) -> nn.Module:
@@ -36,15 +37,25 @@ def optimizer_of(module: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=0.2, momentum=0.5)
 
 
+def flat(module: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().reshape(-1) for p in module.parameters()])
+
+
 def main(out: Path, runs: dict[str, dict]) -> None:
+    """One run after the other; what the method cannot bear is written down."""
     for name, settings in runs.items():
         (out / name).mkdir(exist_ok=True)
-        train(out / name, settings)
+        try:
+            train(out / name, settings)
+        except RunError as error:
+            if not settings.get("may_fail"):
+                raise
+            rank, _ = rank_and_size()
+            (out / name / f"error-{rank}.txt").write_text(str(error))
 
 
 def train(out: Path, settings: dict) -> None:
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    torch.set_num_threads(1)
+    rank, size = rank_and_size()
     torch.manual_seed(rank)
     if settings.get("batch_norm"):
         model = normalised()
@@ -55,7 +66,7 @@ def train(out: Path, settings: dict) -> None:
     data = Digits().data()
     indices = shard(IID(), data.train.targets, size)[rank]
     batches = Batches(indices, 16, 0, rank)
-    steps = settings["steps"][rank]
+    steps = settings.get("steps", [30] * size)[rank]
     result = {"losses": []}
     record = out if settings.get("record") else None
     with distribute(model, optimizer, method=method, record=record, timeout=60) as optimizer:
@@ -80,10 +91,5 @@ def train(out: Path, settings: dict) -> None:
         reestimate_statistics(model, data.train.inputs.split(256))
         torch.save(model.state_dict(), out / f"estimated-{rank}.pt")
     result["lr"] = [group["lr"] for group in optimizer.param_groups]
-    final = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
-    torch.save(final, out / f"final-{rank}.pt")
+    torch.save(flat(model), out / f"final-{rank}.pt")
     (out / f"result-{rank}.json").write_text(json.dumps(result))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

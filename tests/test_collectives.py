@@ -1,4 +1,7 @@
+import contextlib
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -8,13 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offbeat.cluster import Cluster
-from offbeat.collectives import ALGORITHMS, Chunk, chunk_bounds, cost
+from offbeat.collectives import ALGORITHMS, Chunk, algorithm_for, chunk_bounds, cost, shared
 from offbeat.messages import codec_of
 from offbeat.methods import AllReduceSGD, RingAllReduceSGD
+from offbeat.runtime.compute import SerialEvaluator
+from offbeat.runtime.host import Host
 from offbeat.runtime.network import UniformNetwork
 from offbeat.runtime.processes import run_processes
 from offbeat.runtime.replay import replay_run
 from offbeat.runtime.simulated import Simulation
+from offbeat.runtime.world import World
 from offbeat.testing import small_experiment
 
 HEADER = codec_of(Chunk).size(Chunk(torch.empty(0), 0, 0))
@@ -25,6 +31,7 @@ BYTES_SENT = {  # by all members together, of vectors of S bytes, over S
     "direct": lambda n: n * (n - 1),
     "tree": lambda n: 2 * (n - 1),
     "server": lambda n: 2 * (n - 1),
+    "shared": lambda n: n * (n - 1),  # small ones
 }
 every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 
@@ -306,7 +313,7 @@ def test_the_ring_in_messages_is_the_collective_to_the_bit(cluster):
             assert sorted(other.trace.rows[table]) == sorted(runs[0].trace.rows[table])
 
 
-@pytest.mark.parametrize("algorithm", ["whole-ring", "direct", "tree", "server"])
+@pytest.mark.parametrize("algorithm", ["whole-ring", "direct", "tree", "server", "shared"])
 def test_processes_and_replays_use_the_experiments_algorithm(algorithm, tmp_path):
     cluster = Cluster(workers=3, all_reduce=algorithm)
     planned = small_experiment(
@@ -318,3 +325,94 @@ def test_processes_and_replays_use_the_experiments_algorithm(algorithm, tmp_path
     assert torch.equal(run.vector, predicted.vector)
     assert run.metrics[-1].bytes == predicted.metrics[-1].bytes
     assert torch.equal(replay_run(planned, tmp_path / "journals").vector, run.vector)
+
+
+@pytest.mark.parametrize("collectives", ["priced", "messages"])
+@pytest.mark.parametrize(("n", "size"), [(2, 600_000), (3, 150_000), (4, 200_000), (5, 90_000)])
+def test_members_of_one_machine_share_large_vectors_out(script, n, size, collectives):
+    latency, bandwidth = 2e-4, 1e9
+    simulation, left = reduce_once(
+        script, n, size, [0.0] * n, "shared", latency, bandwidth, collectives=collectives
+    )
+    whole = n == 2
+    expected = cost("shared", n, 8 * size + (1 if whole else n) * HEADER, latency, bandwidth)
+    assert max(left) == ns(expected)
+    messages = n * (n - 1) * (1 if whole else 2)
+    assert simulation.bytes_sent - messages * HEADER == 2 * (n - 1) * 8 * size
+
+
+def test_chunks_of_uneven_size_are_priced_as_their_messages(script):
+    size = 150_001
+    priced, left_priced = reduce_once(script, 3, size, [0.0] * 3, "shared", collectives="priced")
+    messages, left = reduce_once(script, 3, size, [0.0] * 3, "shared", collectives="messages")
+    assert left_priced == left
+    assert priced.bytes_sent == messages.bytes_sent
+
+
+@given(st.integers(2, 6), st.integers(0, 100))
+def test_a_mean_over_blocks_has_the_bits_of_one_over_all(n, seed):
+    size = shared.BLOCK + 3
+    terms = list(torch.randn(n, size, generator=torch.Generator().manual_seed(seed)))
+    out = torch.empty(size)
+    shared.mean_of(terms, out)
+    assert torch.equal(out, ALGORITHMS["direct"].mean(terms))
+
+
+def test_a_ring_is_for_members_that_are_not_on_one_machine():
+    assert algorithm_for("ring", on_one_machine=True) is ALGORITHMS["shared"]
+    assert algorithm_for("ring", on_one_machine=False) is ALGORITHMS["ring"]
+    for name in ALGORITHMS:
+        if name != "ring":
+            assert algorithm_for(name, on_one_machine=True) is ALGORITHMS[name]
+
+
+@pytest.mark.parametrize(("machines", "chunks"), [([5, 5], 1), ([0, 7], 2)])
+def test_hosts_and_replays_choose_by_the_machines(machines, chunks, tmp_path):
+    steps = 5
+    planned = small_experiment(AllReduceSGD(), workers=2, steps=steps, evaluator="serial")
+    world = World(planned)
+    evaluator = SerialEvaluator(world.make_module(), world.problem.loss, world.data.train)
+    journals = tmp_path / "journals"
+    journals.mkdir()
+    with contextlib.ExitStack() as stack:
+        hosts = [
+            Host(
+                planned.method,
+                [0, 1],
+                index,
+                listen=f"unix:{tmp_path / str(index)}",
+                secret=b"test",
+                may_compute=lambda node, request: request.step < steps,
+                on_failure=pytest.fail,
+                journals=journals,
+                machines=machines,
+            )
+            for index in (0, 1)
+        ]
+        for host in hosts:
+            stack.callback(host.abort)
+        meet(hosts)
+        nodes = [world.node(host.index, host, world.initial) for host in hosts]
+        for host, node in zip(hosts, nodes, strict=True):
+            host.add(node)
+            host.begin(time.monotonic_ns())
+        for _ in range(steps):
+            asked = [host.next_request(timeout=10.0) for host in hosts]
+            for host, (task, request) in zip(hosts, asked, strict=True):
+                job = world.job(host.index, request)
+                evaluator.evaluate_one(job)
+                host.fulfil(task, request, job.vector, job.loss, 0)
+        for host in hosts:
+            with host.changed:
+                assert host.changed.wait_for(lambda host=host: host.parked, timeout=10.0)
+        sent = [host.sent for host in hosts]
+    assert sent == [{(0, 1): chunks * steps}, {(1, 0): chunks * steps}]
+    assert torch.equal(nodes[0].parameters, nodes[1].parameters)
+    assert torch.equal(replay_run(planned, journals).vector, nodes[0].parameters)
+    assert torch.equal(Simulation(planned).run().vector, nodes[0].parameters)
+
+
+def meet(hosts):
+    addresses = {host.index: host.transport.address for host in hosts}
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(lambda host: host.connect(addresses, timeout=10.0), hosts))

@@ -1,4 +1,7 @@
 import functools
+import platform
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass, field
 
@@ -11,6 +14,7 @@ from offbeat.methods import AsyncSGD
 from offbeat.parameters import Layout, ParameterOptimizer
 from offbeat.problems import Digits
 from offbeat.runtime.compute import (
+    EvaluationBuffer,
     Job,
     PoolEvaluator,
     SerialEvaluator,
@@ -144,3 +148,59 @@ def test_an_optimizer_with_step_hooks_keeps_them():
     optimizer = ParameterOptimizer(torch.zeros(3), layout, lambda n: Counting([p for _, p in n]))
     optimizer.step(torch.ones(3))
     assert optimizer.inner.steps == 1
+
+
+def a_buffer(count):
+    module = nn.Linear(count, 1, bias=False)
+    return EvaluationBuffer(module), module
+
+
+@pytest.mark.parametrize(("count", "copied"), [(10, True), (300_000, False)])
+def test_a_large_snapshot_is_held_and_a_small_one_copied(count, copied):
+    buffer, module = a_buffer(count)
+    own, snapshot = buffer.flat, torch.randn(count)
+    kept = own.clone()
+    buffer.hold(snapshot)
+    assert torch.equal(module.weight.detach().reshape(-1), snapshot)
+    assert (module.weight.data_ptr() == own.data_ptr()) is copied
+    assert (module.weight.data_ptr() == snapshot.data_ptr()) is not copied
+    # A copy goes to the buffer's own memory, never to what it held before.
+    assert torch.equal(own, snapshot if copied else kept)
+
+
+def test_what_was_held_is_not_written_by_the_next_copy():
+    buffer, module = a_buffer(300_001)
+    held = torch.randn(300_001)
+    unaligned = torch.randn(300_002)[1:]
+    buffer.hold(held)
+    before = held.clone()
+    buffer.hold(unaligned)
+    assert torch.equal(module.weight.detach().reshape(-1), unaligned)
+    assert module.weight.data_ptr() == buffer.flat.data_ptr()
+    assert torch.equal(held, before)
+
+
+def test_gradients_are_written_where_they_are_wanted():
+    made = []
+
+    def new(like):
+        made.append(torch.empty_like(like))
+        return made[-1]
+
+    evaluator = SerialEvaluator(PROBLEM.model(), PROBLEM.loss, TRAIN, new)
+    first, second = jobs(2)
+    evaluator.evaluate_one(first)
+    evaluator.evaluate_one(second)
+    assert first.vector is made[0]
+    assert second.vector is made[1]
+    plain = SerialEvaluator(PROBLEM.model(), PROBLEM.loss, TRAIN)
+    for job in jobs(2):
+        plain.evaluate_one(job)
+        assert any(torch.equal(job.vector, vector) for vector in made)
+
+
+def test_freed_memory_is_kept_where_the_c_library_is_glibc():
+    # In a process of its own: it is for life.
+    code = "from offbeat.runtime.memory import keep_freed_memory; print(keep_freed_memory())"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == str(platform.libc_ver()[0] == "glibc")

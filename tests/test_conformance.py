@@ -107,7 +107,7 @@ def test_the_loss_of_workers_is_survived_or_reported(method):
 def test_staleness_is_zero_in_synchronous_methods_and_only_there(name):
     method = METHODS[name]()
     run = simulated(small_experiment(method, workers=4))
-    if method.synchronous or not method.server_count:
+    if method.synchronous or not (method.server_count or method.shares_parameters):
         assert run.staleness.max() == 0
     else:
         assert run.staleness.max() > 0
@@ -124,8 +124,8 @@ def test_every_method_has_a_reference_and_a_family(name):
     method = METHODS[name]
     assert method.__name__ == name
     assert citations(method)
-    assert method.family in ("serial", "all-reduce", "parameter server", "decentralized",
-                             "local updates")  # fmt: skip
+    assert method.family in ("serial", "all-reduce", "parameter server", "shared memory",
+                             "decentralized", "local updates")  # fmt: skip
     assert method.__doc__
     assert "Roles:" in method.__doc__
 
@@ -324,6 +324,8 @@ async def stops_talking(self, node):
             "start",
         ),
         (fails("names 'listen', which is not", background=("listen",)), "declarations"),
+        (fails("declares a ledger, but", ADPSGD, shares_parameters=True), "declarations"),
+        (fails("declares servers, but", AsyncSGD, shares_parameters=True), "declarations"),
     ],
     ids=lambda value: value[1] if isinstance(value, tuple) else value,
 )

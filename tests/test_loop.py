@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from loop_job import network, normalised, optimizer_of
+from loop_job import main, network, normalised, optimizer_of
+from loop_ranks import Ended, assert_fine, rank_and_size, run_ranks
 from offbeat import methods
 from offbeat.method import Method
 from offbeat.methods import METHODS, SGD, AsyncSGD
@@ -23,42 +23,16 @@ from offbeat.runtime.gradient_log import replay_loop
 from offbeat.runtime.loop import distribute
 from offbeat.runtime.scheduler import RunError
 
-OF_THE_LOOP = {name: method for name, method in METHODS.items() if not method.chooses_samples}
-JOB = Path(__file__).with_name("loop_job.py")
+OF_THE_LOOP = {
+    name: method
+    for name, method in METHODS.items()
+    if not method.chooses_samples and not method.shares_parameters
+}
 
 
-def run_job(out: Path, size: int, runs: dict[str, dict]) -> list[subprocess.CompletedProcess[str]]:
-    """Start ranks as torchrun would, let them do the runs one after the other, and wait."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    for settings in runs.values():
-        settings.setdefault("steps", [30] * size)
-    addresses = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(JOB), str(out), json.dumps(runs)],
-            env=os.environ | addresses | {"RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-    try:
-        ended = []
-        for rank in ranks:
-            output, errors = rank.communicate(timeout=300)
-            ended.append(subprocess.CompletedProcess(rank.args, rank.returncode, output, errors))
-        return ended
-    finally:
-        for rank in ranks:
-            rank.kill()
-
-
-def assert_fine(ended: list[subprocess.CompletedProcess[str]]) -> None:
-    for rank in ended:
-        assert rank.returncode == 0, rank.stderr
+def run_job(out: Path, size: int, runs: dict[str, dict]) -> list[Ended]:
+    """Let ranks do the runs one after the other."""
+    return run_ranks(main, size, out, runs)
 
 
 def finals(out: Path, size: int) -> list[torch.Tensor]:
@@ -111,20 +85,50 @@ def test_batch_norm_and_dropout_train_and_ranks_estimate_the_same_statistics(tmp
 
 
 def test_uneven_loaders_hang_nobody_and_servers_live_on_the_ranks(tmp_path: Path):
-    uneven = {"steps": [10, 25], "record": True}
-    runs = {
-        name: {"method": name, **uneven}
-        for name in ("AsyncSGD", "ADPSGD", "StochasticGradientPush")
-    }
+    uneven = {"steps": [10, 25], "record": True, "may_fail": True}
+    runs = {name: {"method": name, **uneven} for name in OF_THE_LOOP}
     runs["sharded"] = {"method": "AsyncSGD", "fields": {"servers": 2}, "record": True}
-    runs["all-reduce"] = {"method": "AllReduceSGD", **uneven}
-    ended = run_job(tmp_path, 2, runs)
-    for name in ("AsyncSGD", "ADPSGD", "StochasticGradientPush"):
-        assert_common(tmp_path / name, METHODS[name](), 2)
+    assert_fine(run_job(tmp_path, 2, runs))
     assert_common(tmp_path / "sharded", AsyncSGD(servers=2), 2)
-    # All-reduce needs everyone: an error that names who is missing, and no hang.
-    assert ended[1].returncode != 0
-    assert "worker 0 is gone, and AllReduceSGD does not survive a loss" in ended[1].stderr
+    for name, method in OF_THE_LOOP.items():
+        errors = [tmp_path / name / f"error-{rank}.txt" for rank in (0, 1)]
+        if method.survives_loss or (name == "DPSGD" and not errors[1].exists()):
+            # D-PSGD goes on if rank 1 learns of it between two rounds.
+            assert_common(tmp_path / name, method(), 2)
+        else:
+            # It needs everyone: an error that names who is missing, and no hang.
+            left, failed = [error.read_text() for error in errors]
+            assert f"worker 0 is gone, and {name} does not survive a loss" in failed
+            assert "rank 1 is gone; rank 0 awaited" in left
+
+
+INCREMENTS = 6
+"""Runs in which averagings are under way when a rank leaves."""
+
+
+def leaving_one_by_one(out: Path) -> None:
+    """Known gradients, so that what all ranks together hold is known, too."""
+    rank, _ = rank_and_size()
+    means = []
+    for _ in range(INCREMENTS):
+        model = nn.Linear(1, 1, bias=False).double()
+        nn.init.zeros_(model.weight)
+        sgd = torch.optim.SGD(model.parameters(), lr=1.0)
+        with distribute(model, sgd, method=methods.ADPSGD(), timeout=60) as optimizer:
+            for _ in range(5 + 20 * rank):
+                model.weight.grad = torch.full((1, 1), -(rank + 1.0), dtype=torch.float64)
+                optimizer.step()
+        means.append(model.weight.item())
+    (out / f"means-{rank}.json").write_text(json.dumps(means))
+
+
+def test_what_is_asked_of_a_rank_before_it_leaves_is_answered(tmp_path: Path):
+    size = 3
+    assert_fine(run_ranks(leaving_one_by_one, size, tmp_path))
+    mean = sum((5 + 20 * rank) * (rank + 1.0) for rank in range(size)) / size
+    for rank in range(size):
+        means = json.loads((tmp_path / f"means-{rank}.json").read_text())
+        assert means == pytest.approx([mean] * INCREMENTS, rel=1e-9), "an averaging was lost"
 
 
 def plain_loop(steps: int) -> tuple[torch.Tensor, list[float]]:
@@ -168,15 +172,15 @@ def test_models_that_differ_are_refused_on_the_rank_that_differs(tmp_path: Path)
     assert ended[1].returncode != 0
     assert (
         "the models differ: parameter 0.weight has shape (16, 64) on rank 0 and (8, 64) on rank 1"
-    ) in ended[1].stderr
-    assert "on rank 0 and (8, 64) on rank 1" in ended[0].stderr, "the others are told"
+    ) in ended[1].output
+    assert "on rank 0 and (8, 64) on rank 1" in ended[0].output, "the others are told"
 
 
 @pytest.mark.parametrize("name", ["ADPSGD", "StochasticGradientPush"])
 def test_the_others_finish_when_a_rank_dies_that_they_wait_for(name: str, tmp_path: Path):
     run = {"method": name, "dies": [None, 20, None]}
     ended = run_job(tmp_path, 3, {"run": run})
-    assert [rank.returncode for rank in ended] == [0, -9, 0], ended[0].stderr + ended[2].stderr
+    assert [rank.returncode for rank in ended] == [0, -9, 0], ended[0].output + ended[2].output
     first, last = (torch.load(tmp_path / "run" / f"final-{rank}.pt") for rank in (0, 2))
     assert torch.equal(first, last)
 

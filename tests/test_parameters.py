@@ -159,3 +159,54 @@ def test_optimizers_that_cannot_work_are_refused_by_name(make, text):
         ParameterOptimizer(
             torch.ones(26), Layout.of(network()), lambda named: make([p for _, p in named])
         )
+
+
+LARGE = Layout(("w", "v"), ((300_000,), (2, 5)))
+
+
+def test_a_large_gradient_is_read_where_it_lies_and_let_go():
+    vector, gradient = torch.ones(LARGE.size), torch.randn(LARGE.size)
+    seen = []
+
+    def watched(named):
+        inner = torch.optim.SGD([p for _, p in named], lr=1.0, weight_decay=0.5, momentum=0.9)
+        inner.register_step_pre_hook(
+            lambda *_: seen.extend(p.grad for p in inner.param_groups[0]["params"])
+        )
+        return inner
+
+    optimizer = ParameterOptimizer(vector, LARGE, watched)
+    kept = gradient.clone()
+    optimizer.step(gradient)
+    assert [g.data_ptr() for g in seen] == [v.data_ptr() for v in LARGE.views(gradient)]
+    assert torch.equal(gradient, kept)
+    assert all(p.grad is None for p in optimizer.inner.param_groups[0]["params"])
+
+
+class Scribbling(torch.optim.SGD):
+    """Writes into its gradients, as some optimizers from elsewhere do."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad.mul_(2)
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("layout", [LARGE, Layout(("w",), ((4,),))])
+def test_an_optimizer_from_elsewhere_may_write_into_its_copy(layout):
+    vector, gradient = torch.zeros(layout.size), torch.ones(layout.size)
+    optimizer = ParameterOptimizer(
+        vector, layout, lambda named: Scribbling([p for _, p in named], lr=1.0)
+    )
+    optimizer.step(gradient)
+    optimizer.step(gradient)
+    assert gradient.eq(1).all()
+    assert vector.eq(-4).all()
+
+
+def test_flatten_writes_where_it_is_told():
+    layout, out = Layout.of(network()), torch.empty(26)
+    tensors = layout.views(torch.arange(26.0))
+    assert layout.flatten(tensors, out=out) is out
+    assert torch.equal(out, torch.arange(26.0))

@@ -13,9 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from offbeat.runtime import handshake
-from offbeat.runtime.handshake import HEADER, MAGIC, VERSION, Kind, dial, header
+from offbeat.runtime import acceptor, handshake, liveness, peer
+from offbeat.runtime.addresses import socket_address
+from offbeat.runtime.framing import HEADER, MAGIC, VERSION, Kind, header
+from offbeat.runtime.handshake import dial
+from offbeat.runtime.payload import compose
 from offbeat.runtime.transport import Transport
 
 SECRET = b"the run's secret"
@@ -26,12 +30,22 @@ PATIENCE = 30.0
 class Host:
     """A transport that notes what it is told, and lets a test wait for it."""
 
-    def __init__(self, host: int, listen: str, secret: bytes = SECRET, **options) -> None:
+    def __init__(
+        self, host: int, listen: str | list[str], secret: bytes = SECRET, **options
+    ) -> None:
         self.changed = threading.Condition()
         self.events: list[tuple] = []
+        self.joined: list[int] = []
         self.errors: list[BaseException] = []
         self.transport = Transport(
-            host, listen, secret, self._on_frame, self._on_lost, on_error=self._on_error, **options
+            host,
+            listen,
+            secret,
+            self._on_frame,
+            self._on_lost,
+            on_error=self._on_error,
+            on_joined=self._on_joined,
+            **options,
         )
 
     def _note(self, where: list, what) -> None:
@@ -39,8 +53,11 @@ class Host:
             where.append(what)
             self.changed.notify_all()
 
-    def _on_frame(self, source: int, payload: memoryview) -> None:
-        self._note(self.events, ("frame", source, bytes(payload)))
+    def _on_frame(self, source: int, parts: list[memoryview]) -> None:
+        self._note(self.events, ("frame", source, b"".join(parts)))
+
+    def _on_joined(self, host: int) -> None:
+        self._note(self.joined, host)
 
     def _on_lost(self, host: int, graceful: bool) -> None:
         self._note(self.events, ("lost", host, graceful))
@@ -166,11 +183,25 @@ def test_send_never_blocks_and_the_outbox_tells_what_is_queued(hosts) -> None:
     for _ in range(3):
         assert a.transport.send(1, bytes(size))
     assert time.monotonic() - started < PATIENCE / 2
-    assert 2 * size < a.transport.outbox_bytes <= 3 * (size + HEADER.size)
+    assert 2 * size < a.transport.outbox_bytes <= 3 * (size + HEADER.size + 64)
     assert not a.transport.wait_outbox(2 * size, 0.01)
     gate.set()
     assert a.transport.wait_outbox(1, PATIENCE)
     b.wait(lambda: len(b.events) == 3)
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+def test_frames_that_were_received_together_all_arrive(hosts, tcp: bool) -> None:
+    """Also those that the socket gave up with the first, of which no event tells."""
+    a, b = hosts(2, tcp=tcp)
+    busy = threading.Event()
+    b.transport.call_soon(lambda: None if busy.wait(PATIENCE) else pytest.fail("never released"))
+    sent = [b"%d" % number for number in range(150)]
+    for content in sent:
+        a.transport.send(1, content)
+    busy.set()
+    b.wait(lambda: len(b.frames(0)) == len(sent))
+    assert b.frames(0) == sent
 
 
 def test_parts_of_any_item_size_and_shape(hosts) -> None:
@@ -353,7 +384,7 @@ def test_leaving_a_with_block_closes_or_aborts(hosts) -> None:
 
 
 def raw_socket(address: str) -> socket.socket:
-    family, target = handshake.socket_address(address)
+    family, target = socket_address(address)
     sock = socket.socket(family)
     sock.settimeout(PATIENCE)
     sock.connect(target)
@@ -371,6 +402,7 @@ def assert_dropped(sock: socket.socket) -> None:
 
 def assert_works(mesh: list[Host]) -> None:
     for source in mesh:
+        lost = source.lost()
         for target in mesh:
             if source is not target:
                 before = len(target.frames(source.transport.host))
@@ -379,7 +411,7 @@ def assert_works(mesh: list[Host]) -> None:
                     lambda s=source, t=target, n=before: len(t.frames(s.transport.host)) == n + 1
                 )
         assert source.errors == []
-        assert source.lost() == []
+        assert source.lost() == lost
 
 
 def test_a_stranger_with_the_wrong_secret_is_refused(
@@ -424,8 +456,9 @@ def test_an_acceptor_without_the_secret_is_not_believed(tmp_path: Path) -> None:
 
 
 def frame_bytes(**change: int | bytes) -> bytes:
-    fields = {"magic": MAGIC, "version": VERSION, "kind": Kind.DATA, "source": 0, "length": 3}
-    return HEADER.pack(*(fields | change).values()) + b"abc"
+    content = b"".join(compose([memoryview(b"abc")]))
+    fields = {"magic": MAGIC, "version": VERSION, "kind": Kind.DATA, "source": 0}
+    return HEADER.pack(*(fields | {"length": len(content)} | change).values()) + content
 
 
 GARBAGE = {
@@ -466,7 +499,7 @@ def test_garbage_from_a_peer_loses_it_with_an_error(hosts, name: str) -> None:
 def test_a_silent_stranger_holds_nobody_up_and_is_dropped(
     hosts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handshake, "HANDSHAKE_SECONDS", 0.05)
+    monkeypatch.setattr(acceptor, "HANDSHAKE_SECONDS", 0.05)
     mesh = hosts(2, connect=False, tick=0.01)
     with raw_socket(mesh[1].transport.address) as sock:
         join_all([lambda h=h: h.transport.connect(addresses(mesh), PATIENCE) for h in mesh])
@@ -476,7 +509,7 @@ def test_a_silent_stranger_holds_nobody_up_and_is_dropped(
 
 def test_a_host_number_is_used_once(hosts) -> None:
     a, b = hosts(2)
-    with pytest.raises(ConnectionError, match="this host number is taken"):
+    with pytest.raises(ConnectionError, match="there is a host 0 already"):
         dial(b.transport.address, host=0, to=1, secret=SECRET, timeout=PATIENCE)
     assert_works([a, b])
 
@@ -496,15 +529,99 @@ def test_connect_names_the_host_it_cannot_reach(hosts, tmp_path: Path) -> None:
         one.connect({3: f"unix:{tmp_path}/0.sock"}, PATIENCE)
 
 
-def test_a_host_can_join_late(hosts, tmp_path: Path) -> None:
-    mesh = hosts(2)
-    late = Host(2, f"unix:{tmp_path}/late.sock")
+def test_one_host_is_reached_at_several_addresses(hosts, tmp_path: Path) -> None:
+    listen = [f"unix:{tmp_path}/both", "tcp:127.0.0.1:0", "tcp:[::1]:0"]
+    both = Host(3, listen[: 3 if has_ipv6() else 2])
     try:
-        mesh.append(late)
-        join_all([lambda h=h: h.transport.connect(addresses(mesh), PATIENCE) for h in mesh])
-        assert_works(mesh)
+        assert both.transport.address == both.transport.addresses[0] == listen[0]
+        for host, address in zip(hosts(3, connect=False), both.transport.addresses, strict=False):
+            host.transport.connect({3: address}, PATIENCE)
+            assert host.transport.send(3, address.encode())
+            both.wait(lambda h=host: len(both.frames(h.transport.host)) == 1)
+            assert both.frames(host.transport.host) == [address.encode()]
+        assert set(both.transport.silences()) == set(both.joined) - {0}
     finally:
-        late.transport.abort()
+        both.transport.abort()
+    assert not (tmp_path / "both").exists()
+
+
+def has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as sock:
+        sock.bind(("::1", 0))
+        return True
+    return False
+
+
+def test_nothing_stays_open_if_one_of_several_addresses_is_unusable(tmp_path: Path) -> None:
+    files = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ValueError, match="neither"):
+        Host(0, [f"unix:{tmp_path}/good", "bad"])
+    assert list(tmp_path.iterdir()) == []
+    assert len(os.listdir("/proc/self/fd")) == files
+
+
+@pytest.mark.parametrize("late", [0, 2])
+def test_a_host_that_comes_late_dials_all_others(hosts, late: int) -> None:
+    mesh = hosts(3, connect=False)
+    others = [host for host in mesh if host.transport.host != late]
+    join_all([lambda h=h: h.transport.connect(addresses(others), PATIENCE) for h in others])
+    mesh[late].transport.connect(addresses(others), PATIENCE, dial_all=True)
+    for host in others:
+        host.wait(lambda h=host: late in h.joined)
+    assert_works(mesh)
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_lost_host_can_come_back_and_be_lost_again(
+    hosts, tmp_path: Path, tcp: bool, number: int
+) -> None:
+    mesh = hosts(3, tcp=tcp)
+    others = [host for host in mesh if host.transport.host != number]
+    mesh[number].transport.abort()
+    for turn in (1, 2):
+        for host in others:
+            host.wait(lambda h=host, t=turn: h.lost() == [(number, False)] * t)
+            assert host.transport.send(number, b"lost") is False
+        back = Host(number, "tcp:127.0.0.1:0" if tcp else f"unix:{tmp_path}/back-{turn}")
+        try:
+            back.transport.connect(addresses(others), PATIENCE, dial_all=True)
+            assert sorted(back.joined) == sorted(addresses(others))
+            for host in others:
+                host.wait(lambda h=host, t=turn: h.joined.count(number) == 1 + t)
+                assert back.transport.send(host.transport.host, b"back", torch.ones(50_000))
+                assert host.transport.send(number, b"welcome", torch.ones(50_000))
+            for host in others:
+                host.wait(lambda h=host, t=turn: len(h.frames(number)) == t)
+                back.wait(lambda h=host, b=back: len(b.frames(h.transport.host)) == 1)
+        finally:
+            back.transport.abort()
+    for host in others:
+        host.wait(lambda h=host: h.lost() == [(number, False)] * 3)
+        assert host.errors == []
+
+
+def test_one_who_comes_back_waits_until_its_end_is_noticed(hosts, tmp_path: Path) -> None:
+    a, b = hosts(2)
+    gate = threading.Event()
+    a.transport.call_soon(lambda: gate.wait(PATIENCE))
+    b.transport.abort()
+    back = Host(1, f"unix:{tmp_path}/back")
+    try:
+        threading.Timer(0.0, gate.set).start()
+        back.transport.connect({0: a.transport.address}, PATIENCE, dial_all=True)
+        a.wait(lambda: a.joined == [1, 1])
+        # A third of that number finds the place taken, and is told so.
+        third = Host(1, f"unix:{tmp_path}/third")
+        try:
+            with pytest.raises(ConnectionError, match="there is a host 1 already"):
+                third.transport.connect({0: a.transport.address}, 0.01, dial_all=True)
+        finally:
+            third.transport.abort()
+        assert back.transport.send(0, b"back")
+        a.wait(lambda: a.frames(1) == [b"back"])
+    finally:
+        back.transport.abort()
 
 
 @pytest.mark.parametrize(
@@ -545,7 +662,7 @@ def test_exceptions_of_callbacks_reach_the_owner_and_do_not_stop_the_thread(tmp_
         1,
         f"unix:{tmp_path}/b",
         SECRET,
-        on_frame=lambda source, payload: fail(f"frame {bytes(payload).decode()}"),
+        on_frame=lambda source, parts: fail(f"frame {bytes(parts[0]).decode()}"),
         on_lost=lambda host, graceful: fail(f"lost {host}"),
         on_error=on_error,
     )
@@ -604,3 +721,69 @@ def test_bad_arguments(hosts, tmp_path: Path) -> None:
         a.transport.wait_outbox(0, 1.0)
     with pytest.raises(ValueError, match="secret is empty"):
         Host(0, f"unix:{tmp_path}/x", secret=b"")
+
+
+def test_a_silent_machine_is_lost_and_a_beating_one_is_not(
+    hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peer, "BEAT_SECONDS", 0.01)
+    a, b = hosts(2, tcp=True, tick=0.01, patience=3.0)
+    with dial(b.transport.address, host=5, to=1, secret=SECRET, timeout=PATIENCE) as silent:
+        b.wait(lambda: bool(b.lost()))
+        assert b.lost() == [(5, False)]
+        beats = silent.recv(4096)
+        assert len(beats) >= 2 * HEADER.size
+        assert beats[: HEADER.size] == header(Kind.BEAT, 1, 0)
+    assert_works([a, b])
+    assert set(b.transport.silences()) == {0}
+    assert b.transport.silences()[0] < PATIENCE
+
+
+def test_a_host_of_this_machine_may_be_silent(hosts) -> None:
+    a, b = hosts(2, tick=0.01, patience=0.01)
+    ticks = threading.Semaphore(0)
+    for _ in range(5):
+        a.transport.call_soon(ticks.release)
+        assert ticks.acquire(timeout=PATIENCE)
+    assert a.transport.silences() == {}
+    assert_works([a, b])
+
+
+class TestPulse:
+    """The rule by which a machine is given up, with a line that is told what is on it."""
+
+    @pytest.fixture
+    def line(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        on_the_way = [0]
+        monkeypatch.setattr(liveness, "_unacknowledged", lambda sock: on_the_way[0])
+        return on_the_way
+
+    @pytest.fixture
+    def pulse(self, line: list[int]) -> liveness.Pulse:
+        return liveness.Pulse(socket.socket.__new__(socket.socket), 100.0, 30.0)
+
+    def test_silence_counts_from_the_last_byte(self, pulse) -> None:
+        assert pulse.silence(107.0) == 7
+        pulse.heard = 106.0
+        assert pulse.silence(107.0) == 1
+        pulse.excuse(5.0)
+        assert pulse.silence(107.0) == 0
+        assert pulse.deadline == 30
+
+    def test_the_deadline_follows_from_what_is_on_the_way_and_the_bandwidth(
+        self, pulse, line
+    ) -> None:
+        pulse.wrote(10_000, 100.0)
+        line[0] = 9_000
+        pulse.measure(101.0)
+        assert pulse.bandwidth == 1000
+        assert pulse.deadline == 30 + 2 * 9
+        line[0] = 6_000
+        pulse.measure(102.0)
+        assert pulse.bandwidth == 1000 + liveness.SMOOTHING * 2000
+        # An outage says nothing about the bandwidth, and does not prolong itself.
+        before = pulse.deadline
+        for second in range(103, 120):
+            pulse.measure(float(second))
+        assert pulse.deadline == before
+        assert pulse.silence(119.0) == 19

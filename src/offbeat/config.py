@@ -25,7 +25,10 @@ DEFAULTS: Config = {
     "problem": {"class_path": "offbeat.problems.Digits"},
     "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}},
 }
-COMMAND_KEYS = ("out", "plots", "log", "workers")
+COMMAND_KEYS = (
+    *("out", "plots", "log", "workers"),
+    *("join", "slots", "secret", "patience", "nodes", "rsh", "checkpoint", "resume"),
+)
 """What `--print_config` prints of the command; a config file describes an experiment only."""
 
 

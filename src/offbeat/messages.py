@@ -7,25 +7,27 @@ A message class is declared in the file of the method that sends it:
         gradient: Tensor  # (d,)
         taken_at: int
 
-On the wire a message is a fixed-size header (every number; of every tensor its dtype and
-shape) followed by the tensors' bytes, each aligned to 64 bytes. Nothing is ever pickled.
+On the wire a message is a fixed-size header (its kind and every number; of every tensor its dtype
+and shape) and the tensors' bytes, each a part of one frame. Nothing is ever pickled.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import struct
 import sys
 import zlib
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, dataclass_transform, get_type_hints
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar, dataclass_transform, get_type_hints
 
 import torch
 from torch import Tensor
 
+from .runtime.slots import SHARED_FROM, Pool
+
 T = TypeVar("T")
 
-ALIGNMENT = 64
 MAX_DIMENSIONS = 4
 DTYPES: tuple[torch.dtype, ...] = (
     torch.float32,
@@ -48,6 +50,9 @@ _ACCEPTED: Mapping[type, tuple[type, ...]] = {
 _TENSOR_FORMAT = f"BB{MAX_DIMENSIONS}q"
 _KIND = struct.Struct("<I")
 
+Buffer: TypeAlias = bytearray | memoryview
+"""Writable: a message's tensors may be written."""
+
 
 class MessageError(ValueError):
     """A message that cannot be declared, packed or parsed."""
@@ -65,17 +70,16 @@ class Codec:
         self.tensors = tuple(name for name, hint in hints.items() if hint is Tensor)
         self.numbers = tuple(name for name, hint in hints.items() if hint is not Tensor)
         self.header = struct.Struct(
-            "<"
+            "<I"
             + "".join(_NUMBERS[hints[name]] for name in self.numbers)
             + _TENSOR_FORMAT * len(self.tensors)
         )
-        self._data_start = _aligned(_KIND.size + self.header.size)
         self._accepted = tuple((name, _ACCEPTED[hint]) for name, hint in hints.items())
 
     def size(self, message: object) -> int:
         """Bytes of the message on the wire, padding left out."""
         values = message.__dict__
-        return _KIND.size + self.header.size + sum(values[name].nbytes for name in self.tensors)
+        return self.header.size + sum(values[name].nbytes for name in self.tensors)
 
     def copy(self, message: T) -> T:
         """The message by value: what the sender does to its tensors later does not show.
@@ -101,18 +105,20 @@ class Codec:
             moved.__dict__[name] = message.__dict__[name].to(device)
         return moved  # pyright: ignore[reportReturnType]
 
-    def pack(self, message: object) -> bytearray:
-        """The message as bytes, its kind first.
+    def parts(self, message: object, pool: Pool | None = None) -> list[bytes | Tensor]:
+        """The message as its header and its tensors, all contiguous and on the CPU.
+
+        A tensor that is so already is not copied; another is, if large into a slot of `pool`.
 
         Raises:
             MessageError: a value of another type than declared, or that has no wire form.
         """
         values = message.__dict__
         self._require_declared(values)
-        tensors = [values[name].detach().contiguous().cpu() for name in self.tensors]
+        tensors: list[Tensor] = []
         described: list[int] = []
-        position = self._data_start
-        for name, tensor in zip(self.tensors, tensors, strict=True):
+        for name in self.tensors:
+            tensor: Tensor = values[name]
             if tensor.dtype not in _DTYPE_CODES or tensor.dim() > MAX_DIMENSIONS:
                 raise MessageError(
                     f"{self.name}.{name} is a {tensor.dtype} tensor of {tensor.dim()} dimensions; "
@@ -120,61 +126,46 @@ class Codec:
                 )
             shape = (*tensor.shape, *(0,) * (MAX_DIMENSIONS - tensor.dim()))
             described += (_DTYPE_CODES[tensor.dtype], tensor.dim(), *shape)
-            position = _aligned(position + tensor.nbytes)
-        packed = bytearray(position)
-        _KIND.pack_into(packed, 0, self.kind)
+            tensors.append(_sendable(tensor, pool))
         numbers = [values[name] for name in self.numbers]
         try:
-            self.header.pack_into(packed, _KIND.size, *numbers, *described)
+            packed = self.header.pack(self.kind, *numbers, *described)
         except struct.error as error:
             held = ", ".join(f"{n} = {v}" for n, v in zip(self.numbers, numbers, strict=True))
             raise MessageError(f"{self.name}: {error} ({held})") from None
-        position = self._data_start
-        for tensor in tensors:
-            if tensor.nbytes:
-                torch.frombuffer(
-                    packed, dtype=torch.uint8, count=tensor.nbytes, offset=position
-                ).copy_(tensor.view(-1).view(torch.uint8))
-            position = _aligned(position + tensor.nbytes)
-        return packed
+        return [packed, *tensors]
 
-    def unpack(self, packed: bytearray | memoryview) -> Any:
-        """The message whose tensors are views of `packed`.
+    def unpack(self, parts: Sequence[Buffer]) -> Any:
+        """The message whose tensors are views of the parts after the first, its header.
 
         Raises:
-            MessageError: the bytes are no message of this class.
+            MessageError: the parts are no message of this class.
         """
-        if len(packed) < self._data_start:
-            raise MessageError(f"{self.name}: {len(packed)} bytes are too few for its header")
-        values = list(self.header.unpack_from(packed, _KIND.size))
+        packed, *bodies = parts
+        if len(packed) != self.header.size or len(bodies) != len(self.tensors):
+            raise MessageError(
+                f"{self.name}: a header of {len(packed)} bytes and {len(bodies)} tensors where "
+                f"{self.header.size} and {len(self.tensors)} are needed"
+            )
+        _, *values = self.header.unpack(packed)
         contents: dict[str, Any] = dict(zip(self.numbers, values, strict=False))
         described = iter(values[len(self.numbers) :])
-        position = self._data_start
-        for name in self.tensors:
+        for name, body in zip(self.tensors, bodies, strict=True):
             code, dimensions = next(described), next(described)
             shape = [next(described) for _ in range(MAX_DIMENSIONS)][:dimensions]
             if code >= len(DTYPES) or dimensions > MAX_DIMENSIONS or any(n < 0 for n in shape):
                 raise MessageError(f"{self.name}.{name}: not a tensor: dtype {code}, shape {shape}")
-            dtype, count = DTYPES[code], 1
-            for extent in shape:
-                count *= extent
-            nbytes = count * dtype.itemsize
-            if position + nbytes > len(packed):
+            dtype, count = DTYPES[code], math.prod(shape)
+            if count * dtype.itemsize != len(body):
                 raise MessageError(
-                    f"{self.name}.{name}: shape {shape} needs {nbytes} bytes at {position}, "
-                    f"the message has {len(packed)}"
+                    f"{self.name}.{name}: shape {shape} needs {count * dtype.itemsize} bytes, "
+                    f"there are {len(body)}"
                 )
-            if nbytes:
-                flat = torch.frombuffer(packed, dtype=dtype, count=count, offset=position)
-            else:
-                flat = torch.empty(0, dtype=dtype)
+            flat = torch.frombuffer(body, dtype=dtype) if count else torch.empty(0, dtype=dtype)
             try:
                 contents[name] = flat.view(shape)
             except RuntimeError:  # An empty tensor with extents beyond all bounds.
                 raise MessageError(f"{self.name}.{name}: not a tensor: shape {shape}") from None
-            position = _aligned(position + nbytes)
-        if position != len(packed):
-            raise MessageError(f"{self.name}: {len(packed)} bytes where {position} are needed")
         message = object.__new__(self.cls)
         message.__dict__.update(contents)
         return message
@@ -223,23 +214,29 @@ def codec_of(cls: type) -> Codec:
         ) from None
 
 
-def unpack(packed: bytearray | memoryview) -> Any:
-    """The message that these bytes hold; its tensors are views of them, on the CPU.
+def unpack(parts: Sequence[Buffer]) -> Any:
+    """The message that these parts are; its tensors are views of them, on the CPU.
 
     Raises:
-        MessageError: an unknown kind, or bytes that do not fit it.
+        MessageError: an unknown kind, or parts that do not fit it.
     """
-    if len(packed) < _KIND.size:
-        raise MessageError(f"{len(packed)} bytes are no message")
-    (kind,) = _KIND.unpack_from(packed)
+    if not parts or len(parts[0]) < _KIND.size:
+        raise MessageError(f"{[len(part) for part in parts]} bytes are no message")
+    (kind,) = _KIND.unpack_from(parts[0])
     codec = _BY_KIND.get(kind)
     if codec is None:
         raise MessageError(f"unknown kind of message {kind:#010x}")
-    return codec.unpack(packed)
+    return codec.unpack(parts)
 
 
-def _aligned(position: int) -> int:
-    return -(-position // ALIGNMENT) * ALIGNMENT
+def _sendable(tensor: Tensor, pool: Pool | None) -> Tensor:
+    # Not detached in vain: the transport asks the very tensor whether it was changed since.
+    if tensor.device.type == "cpu" and tensor.is_contiguous():
+        return tensor.detach() if tensor.requires_grad else tensor
+    if pool is None or tensor.nbytes < SHARED_FROM:
+        return tensor.detach().contiguous().cpu()
+    copied = pool.tensor(tensor.numel(), tensor.dtype).view(tensor.shape)
+    return copied.copy_(tensor.detach())
 
 
 def _field_types(cls: type) -> dict[str, type]:

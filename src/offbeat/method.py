@@ -68,6 +68,9 @@ class Method(ABC):
     """The other workers go on when one departs, and late ones are let in."""
     chooses_samples: ClassVar[bool] = False
     """It says which samples a gradient is of, and so cannot run in a user's own loop."""
+    shares_parameters: ClassVar[bool] = False
+    """All workers change one vector in the memory of one machine, without locks; so it cannot run
+    on several machines or in a user's own loop, is not replayed, and conserves nothing."""
     serial: ClassVar[dict[str, Any] | None] = {}
     """The settings under which one worker without latency is serial SGD; None if there are none."""
     ledger: ClassVar[Ledger | None] = None

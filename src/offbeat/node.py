@@ -17,6 +17,8 @@ from .topology import Neighbors, Topology, neighbors
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
+    from .runtime.capture import OuterState
+
 M = TypeVar("M")
 S = TypeVar("S")
 R = TypeVar("R")
@@ -91,11 +93,24 @@ class Gradient:
 
 @dataclass(slots=True, eq=False)
 class GradientRequest(Suspension[Gradient]):
+    node: Node
     snapshot: Tensor
+    """Not a copy: the runtime makes one where anything may change it before the gradient is there.
+    """
     batch: Tensor | None
     cancel_on: type | None
     step: int
     versions: tuple[int, ...]
+    changes: int
+    """How often the node's parameters had been changed."""
+
+    def __await__(self) -> Generator[Any, Any, Gradient]:
+        if self.node.changes != self.changes:
+            raise RuntimeError(
+                f"node {self.node.rank}'s parameters were changed between gradient() and its "
+                "await; await node.gradient() where you call it"
+            )
+        return (yield self)
 
     def __str__(self) -> str:
         return "gradient()"
@@ -162,7 +177,26 @@ class Runtime(Protocol):
     def all_reduce(
         self, node: Node, values: Tensor, group: Group, tag: tuple[int, int]
     ) -> Awaitable[Tensor]: ...
+    def buffer(self, like: Tensor) -> Tensor: ...
     def stepped(self, node: Node, staleness: int, mixes: int) -> None: ...
+
+
+class SharedParameters(Protocol):
+    """One vector that all workers of a machine change in place, without locks."""
+
+    @property
+    def vector(self) -> Tensor:
+        """(d,)"""
+        ...
+
+    @property
+    def version(self) -> int:
+        """Optimizer steps that all workers together have made on it."""
+        ...
+
+    def count(self, rank: int) -> None:
+        """That worker has made a step."""
+        ...
 
 
 class OuterOptimizer:
@@ -202,6 +236,8 @@ class Node:
     """The servers and what part of the parameters each holds; empty without servers."""
     minibatches: Callable[[int], Tensor] | None = None
     """Gives `minibatch`; None where the samples are the user's own loop's."""
+    shared: SharedParameters | None = None
+    """Where `parameters` lie if all workers share them."""
 
     round: int = 0
     """Rounds of `step` or `serve` that this node has completed."""
@@ -211,16 +247,20 @@ class Node:
         self.versions = [0] * (1 if self.is_server else max(1, len(self.shards)))
         self.requests = 0
         self.samples = 0
+        self.changes = 0
         self.departed: set[int] = set()
         self.first_round: dict[int, int] = {}
         self.states: dict[type, Any] = {}
         self._mixes = 0
         self._mixes_at_snapshot = 0
         self._outer: dict[str, OuterOptimizer] = {}
+        self.saved_outer: dict[str, OuterState] = {}
+        """Of a restored node: of those that the method has not asked for again."""
         self._collectives: dict[tuple[Group, int | None], int] = {}
         self._optimizer: ParameterOptimizer | None = None
-        # A server's step uses one worker's minibatch; a worker's step stands for one of each.
-        peers = 1 if self.is_server else len(self.workers)
+        # A server's step, or one on shared parameters, uses one worker's minibatch; another
+        # worker's step stands for one of each.
+        peers = 1 if self.is_server or self.shared is not None else len(self.workers)
         self._samples_per_gradient = self.batch_size * peers
 
     # Who and where
@@ -249,6 +289,7 @@ class Node:
     @property
     def version(self) -> int:
         """Optimizer steps that `parameters` have had; the oldest shard's on a worker of several."""
+        self._recount()
         return min(self.versions)
 
     def is_live(self, rank: int) -> bool:
@@ -280,6 +321,9 @@ class Node:
             self._outer[name] = OuterOptimizer(
                 start, lambda named: factory([p for _, p in named], **settings)
             )
+            saved = self.saved_outer.pop(name, None)
+            if saved is not None:
+                saved.restore(self._outer[name])
         return self._outer[name]
 
     @property
@@ -292,12 +336,17 @@ class Node:
             self._optimizer.scale(self.schedule.factor(self.samples))
         return self._optimizer
 
+    def scaled(self, factor: float) -> Tensor:
+        """factor * x, a new vector (d,); large ones lie where they are sent from without a copy."""
+        return torch.mul(self.parameters, factor, out=self.runtime.buffer(self.parameters))
+
     # Changing the parameters
 
     def load(
         self, x: Tensor, version: int | None = None, part: Shard | slice | None = None
     ) -> None:
         """Replace the parameters, or a part of them, by `x`, which has had `version` steps."""
+        self.changes += 1
         if part is None:
             self.parameters.copy_(x)
         else:
@@ -307,10 +356,13 @@ class Node:
 
     def mix(self, *, scale: float = 1.0, add: Tensor | None = None) -> None:
         """x <- scale * x + add: an averaging with others, which is no optimizer step."""
-        if scale != 1.0:
-            self.parameters.mul_(scale)
+        x = self.parameters
         if add is not None:
-            self.parameters.add_(add)
+            # One pass: x is large, and read and written at the speed of memory.
+            torch.add(add, x, alpha=scale, out=x)
+        elif scale != 1.0:
+            x.mul_(scale)
+        self.changes += 1
         self._mixes += 1
 
     def apply(self, gradient: Tensor, taken_at: int | Sequence[int], lr_scale: float = 1.0) -> None:
@@ -319,6 +371,8 @@ class Node:
         `taken_at` is the version that the gradient was taken at; of a mean of several
         gradients, the version of each.
         """
+        self._recount()
+        self.changes += 1
         contributions = (taken_at,) if isinstance(taken_at, int) else tuple(taken_at)
         mixes = self._mixes - self._mixes_at_snapshot
         for version in contributions:
@@ -327,6 +381,14 @@ class Node:
         optimizer.step(gradient, self.schedule.factor(self.samples) * lr_scale)
         self.versions[0] += 1
         self.samples += self._samples_per_gradient * len(contributions)
+        if self.shared is not None:
+            self.shared.count(self.rank)
+
+    def _recount(self) -> None:
+        """Take in the steps that other workers have made on parameters that all share."""
+        if self.shared is not None:
+            self.versions[0] = self.shared.version
+            self.samples = self.versions[0] * self.batch_size
 
     # Messages
 
@@ -363,17 +425,23 @@ class Node:
     ) -> GradientRequest:
         """Await a minibatch gradient at a snapshot taken now.
 
-        `at` (d,) replaces the node's parameters as the point; `batch`, indices of training
-        samples, replaces the next minibatch of this worker's shard. With `cancel_on` the
-        arrival of a message of that type gives None instead, and leaves the message.
+        `at` (d,), which is not to be changed before the gradient is there, replaces the node's
+        parameters as the point; `batch`, indices of training samples, replaces the next minibatch
+        of this worker's shard. With `cancel_on` the arrival of a message of that type gives None
+        instead, and leaves the message.
+
+        Raises:
+            RuntimeError: when awaited after the parameters were changed.
         """
+        self._recount()
         step = self.requests
         self.requests += 1
         self._mixes_at_snapshot = self._mixes
         if batch is not None:
             self._require_minibatches()
         point = self.parameters if at is None else at
-        return GradientRequest(point.clone(), batch, cancel_on, step, tuple(self.versions))
+        versions = tuple(self.versions)
+        return GradientRequest(self, point, batch, cancel_on, step, versions, self.changes)
 
     def minibatch(self, number: int) -> Tensor:
         """Sample numbers (b,) of one minibatch of the whole training set, for `gradient(batch=)`.

@@ -63,9 +63,9 @@ class Layout:
         """Shaped views of a vector (d,), in the order of `names`."""
         return [vector[s].view(shape) for s, shape in zip(self.spans, self.shapes, strict=True)]
 
-    def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
-        """A new vector (d,) of one tensor per parameter, dense or sparse."""
-        return torch.cat([_densified(tensor).reshape(-1) for tensor in tensors])
+    def flatten(self, tensors: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
+        """A vector (d,) of one tensor per parameter, dense or sparse; new if `out` is not given."""
+        return torch.cat([_densified(tensor).reshape(-1) for tensor in tensors], out=out)
 
     def flatten_sparse(self, tensors: Sequence[Tensor]) -> SparseVector:
         """The same, keeping what sparse COO tensors leave out; dense ones give every coordinate."""
@@ -126,6 +126,8 @@ def _coordinates(tensor: Tensor) -> tuple[Tensor, Tensor]:
     return flat.reshape(-1), tensor.values().reshape(-1)
 
 
+COPIED = 1 << 20
+"""Bytes of a gradient up to which a copy costs less than to point an optimizer at it."""
 UNUSABLE = {
     "LBFGS": "it evaluates the loss several times a step",
     "SparseAdam": "it needs sparse gradients, and gradients here are dense vectors",
@@ -136,16 +138,15 @@ class ParameterOptimizer:
     """A `torch.optim` optimizer over the views of one flat vector, which it updates in place."""
 
     def __init__(self, parameters: Tensor, layout: Layout, factory: OptimizerFactory) -> None:
-        self._gradient = torch.zeros_like(parameters)
-        named: list[tuple[str, nn.Parameter]] = []
-        pairs = zip(
-            layout.names, layout.views(parameters), layout.views(self._gradient), strict=True
-        )
-        for name, view, gradient in pairs:
-            parameter = nn.Parameter(view)
-            parameter.grad = gradient
-            named.append((name, parameter))
-        self.inner = factory(named)
+        self._layout = layout
+        self._parameters = [nn.Parameter(view) for view in layout.views(parameters)]
+        self.inner = factory(list(zip(layout.names, self._parameters, strict=True)))
+        # Those of torch only read a gradient, so a large one need not be copied for them.
+        torchs = type(self.inner).__module__.startswith("torch.optim.")
+        self._copies = parameters.nbytes <= COPIED or not torchs
+        self._gradient = parameters.new_zeros(parameters.numel() if self._copies else 0)
+        if self._copies:
+            self._point_at(self._gradient)
         refusal = UNUSABLE.get(type(self.inner).__name__)
         if refusal is not None:
             raise ValueError(f"optimizer {type(self.inner).__name__} cannot be used: {refusal}")
@@ -155,9 +156,23 @@ class ParameterOptimizer:
 
     def step(self, gradient: Tensor, scale: float = 1.0) -> None:
         """One step along `gradient` (d,), every learning rate multiplied by `scale`."""
-        self._gradient.copy_(gradient)
+        if self._copies:
+            self._gradient.copy_(gradient)
+        else:
+            self._point_at(gradient)
         self.scale(scale)
         self._step()
+        if not self._copies:
+            self._let_go()
+
+    def _point_at(self, gradient: Tensor) -> None:
+        for parameter, view in zip(self._parameters, self._layout.views(gradient), strict=True):
+            parameter.grad = view
+
+    def _let_go(self) -> None:
+        """A gradient's memory may be another node's, who waits to use it again."""
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def scale(self, scale: float) -> None:
         if scale != self._scale:

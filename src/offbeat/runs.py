@@ -255,7 +255,7 @@ def versions() -> dict[str, str]:
 
     return {
         "offbeat": __version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "numpy": np.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),

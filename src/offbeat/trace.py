@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,34 @@ class Trace:
             if name == "messages":
                 rows = [(*row[:2], renumbered[int(row[2])], *row[3:]) for row in rows]
             self.rows[name] += rows
+
+    def columns(self) -> dict[str, dict[str, NDArray[np.generic]]]:
+        """Every table's columns, to be sent elsewhere with `kinds`."""
+        tables = {name: self.table(name) for name in TABLES}
+        return {
+            name: {column: np.ascontiguousarray(table[column]) for column, _ in TABLES[name]}
+            for name, table in tables.items()
+        }
+
+    @classmethod
+    def of_columns(
+        cls, tables: Mapping[str, Mapping[str, NDArray[np.generic]]], kinds: Iterable[str]
+    ) -> Trace:
+        """The trace whose `columns` and `kinds` these are.
+
+        Raises:
+            ValueError: a table or column is missing, or its columns differ in length.
+        """
+        trace = cls()
+        for name, columns in TABLES.items():
+            try:
+                held = [tables[name][column].tolist() for column, _ in columns]
+                trace.rows[name] = list(zip(*held, strict=True))
+            except KeyError as error:
+                raise ValueError(f"a trace lacks {error} of its table {name}") from None
+        for kind in kinds:
+            trace.kind(kind)
+        return trace
 
     def hash(self) -> str:
         """SHA-256 over every row: equal for equal runs."""

@@ -7,7 +7,7 @@ import json
 import shlex
 import tempfile
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -16,31 +16,44 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from ..api import replay as replay_run
-from ..api import run_experiment, simulate_experiment
+from ..api import simulate_experiment
 from ..config import DEFAULTS, build, experiment_parser, parse, resolved
 from ..experiment import Experiment
 from ..parameters import ParameterOptimizer
-from ..runs import Metrics, Run, load_parameters
+from ..runs import Metrics, load_parameters
 from ..runtime.world import Progress, World
+from . import machines, resuming
 from .errors import UsageError, explain, one_line
+from .machines import Elsewhere, Execute
 from .main import INTERRUPTED
 from .output import print_summary, run_progress, write_line
 from .parsers import HelpFormatter, command_parser
-
-Execute = Callable[..., Run]
 
 
 def simulate(options: Sequence[str]) -> int:
     """Simulate an experiment under virtual time."""
     parser = experiment_parser("offbeat simulate", str(simulate.__doc__), HelpFormatter)
-    return _execute("simulate", parser, options, DEFAULTS, simulate_experiment)
+    parsed = _parsed(parser, options, DEFAULTS)
+    experiment: Experiment = parsed_options(parser, functools.partial(build, parser), parsed)
+    return _carry_out("simulate", parsed, experiment, simulate_experiment)
 
 
 def run(options: Sequence[str]) -> int:
-    """Run an experiment as processes on this machine."""
+    """Run an experiment as processes, on this machine or several."""
     parser = experiment_parser("offbeat run", str(run.__doc__), HelpFormatter)
-    defaults = DEFAULTS | {"cluster": {"workers": 2}}
-    return _execute("run", parser, options, defaults, run_experiment)
+    machines.add_options(parser)
+    resuming.add_options(parser)
+    resumed, options = resuming.resumption(options)
+    parsed = _parsed(parser, options, DEFAULTS | {"cluster": {"workers": 2}})
+    experiment: Experiment = parsed_options(parser, functools.partial(build, parser), parsed)
+    if parsed.checkpoint is not None and not parsed.checkpoint > 0:
+        raise UsageError(f"--checkpoint is {parsed.checkpoint:g} seconds; it must be positive")
+    keeping = machines.Keeping(every=parsed.checkpoint, resume=resumed.checkpoint)
+    try:
+        with machines.machines(parsed, experiment, options, keeping) as execute:
+            return _carry_out("run", parsed, experiment, execute, resumed.notes)
+    except Elsewhere as done:
+        return done.code
 
 
 def replay(options: Sequence[str]) -> int:
@@ -116,10 +129,12 @@ def output_directory(out: str | None, name: str) -> Generator[Path]:
         raise UsageError(f"cannot write to --out {directory}: {reason}") from error
     try:
         yield directory
-    except ValueError as error:
+    except (ValueError, Elsewhere) as error:
         for folder in made:
             if not any(folder.iterdir()):
                 folder.rmdir()
+        if isinstance(error, Elsewhere):
+            raise
         raise UsageError(one_line(error)) from error
 
 
@@ -148,13 +163,7 @@ def logged(
         yield both
 
 
-def _execute(
-    command: str,
-    parser: ArgumentParser,
-    options: Sequence[str],
-    defaults: dict[str, Any],
-    execute: Execute,
-) -> int:
+def _parsed(parser: ArgumentParser, options: Sequence[str], defaults: dict[str, Any]) -> Namespace:
     parser.add_argument(
         "--out", type=str | None, help="run directory; runs/<time>-<method> if not given"
     )
@@ -164,19 +173,34 @@ def _execute(
         type=Literal["tensorboard", "wandb"] | None,
         help="also log evaluations into the run directory: tensorboard or wandb (offline)",
     )
-    parsed: Namespace = parsed_options(
-        parser, functools.partial(parse, parser, defaults=defaults), options
-    )
-    experiment: Experiment = parsed_options(parser, functools.partial(build, parser), parsed)
+    return parsed_options(parser, functools.partial(parse, parser, defaults=defaults), options)
+
+
+def _directory(parsed: Namespace, name: str) -> AbstractContextManager[Path]:
+    """Where results go: to a new directory, or the one of the run that goes on."""
+    going_on = parsed.get("resume") or (parsed.out if resuming.restarted() else None)
+    if going_on is not None:
+        return nullcontext(Path(going_on))
+    return output_directory(parsed.out, name)
+
+
+def _carry_out(
+    command: str,
+    parsed: Namespace,
+    experiment: Experiment,
+    execute: Execute,
+    notes: Sequence[str] = (),
+) -> int:
     checked(experiment)
     name = type(experiment.method).__name__
     with (
-        output_directory(parsed.out, name) as directory,
+        _directory(parsed, name) as directory,
         run_progress(experiment) as report,
         logged(parsed.log, experiment, directory, report) as progress,
     ):
         result = execute(experiment, progress, directory)
     result.resolved |= resolved(parsed)
+    result.notes += notes
     result.save(directory)
     if parsed.plots:
         from ..report.plots import plot_run

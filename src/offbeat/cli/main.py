@@ -17,7 +17,7 @@ INTERRUPTED = 130
 # torch takes seconds, which `offbeat --help` does without and an interrupt may fall into.
 COMMANDS = {
     "simulate": ("commands", "Simulate an experiment under virtual time."),
-    "run": ("commands", "Run an experiment as processes on this machine."),
+    "run": ("commands", "Run an experiment as processes, on this machine or several."),
     "compare": ("compare", "Compare methods, each at its best learning rate; or saved runs."),
     "sweep": ("sweep", "Simulate an experiment at every combination of some of its settings."),
     "replay": ("commands", "Replay a real run in the simulator, and compare the parameters."),

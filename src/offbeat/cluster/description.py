@@ -13,7 +13,7 @@ from .compute import ComputeTime, Lognormal
 from .faults import Fault, comings_and_goings, require_sense
 from .links import Access, Backbone, Outage, Site, require_apart
 
-AllReduce = Literal["ring", "whole-ring", "direct", "tree", "server"]
+AllReduce = Literal["ring", "whole-ring", "direct", "tree", "server", "shared"]
 """How `node.all_reduce` passes its messages."""
 ALL_REDUCES: tuple[AllReduce, ...] = get_args(AllReduce)
 

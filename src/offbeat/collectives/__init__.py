@@ -10,6 +10,7 @@ from .ring import chunk_bounds as chunk_bounds
 from .ring import ring_all_reduce as ring_all_reduce
 from .ring import ring_mean as ring_mean
 from .server import SERVER
+from .shared import SHARED
 from .tree import TREE
 from .whole_ring import WHOLE_RING
 
@@ -19,8 +20,14 @@ ALGORITHMS: dict[str, Algorithm] = {
     "direct": DIRECT,
     "tree": TREE,
     "server": SERVER,
+    "shared": SHARED,
 }
 """By the name that `Cluster.all_reduce` gives them."""
+
+
+def algorithm_for(name: str, on_one_machine: bool) -> Algorithm:
+    """What a real run reduces with: members of one machine need no ring, and get its bits."""
+    return SHARED if name == "ring" and on_one_machine else ALGORITHMS[name]
 
 
 def cost(algorithm: str, nodes: int, size: float, latency: float, bandwidth: float) -> float:

@@ -57,7 +57,7 @@ class Algorithm:
     """One way to reduce over a group.
 
     Args:
-        run: every member's part, as messages.
+        run: every member's part, as messages; its values are not changed until it has ended.
         mean: what `run` gives every member, bit for bit, from the members' values in order.
         price: of values (d,) like the given one, for members on these hosts who enter at these
             nanoseconds: the times and bytes of the messages of `run`, if nothing else is on

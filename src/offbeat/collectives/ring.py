@@ -30,24 +30,25 @@ async def ring_all_reduce(node: Node, x: Tensor, group: Group, tag: Tag = (0, 0)
     result has the same bits everywhere and in every runtime.
     """
     n = len(group)
-    result = x.detach().reshape(-1).clone()
+    values = x.detach().reshape(-1)
     if n == 1:
-        return result.view(x.shape)
+        return values.clone().view(x.shape)
     here = group.index(node.rank)
     following, preceding = group[(here + 1) % n], group[here - 1]
-    bounds = chunk_bounds(result.numel(), n)
-    chunks = [result[start:end] for start, end in pairwise(bounds)]
+    chunks = [values[start:end] for start, end in pairwise(chunk_bounds(values.numel(), n))]
+    passed = chunks[here]
     for step in range(n - 1):
-        node.send(following, Chunk(chunks[(here - step) % n], *tag))
+        node.send(following, Chunk(passed, *tag))
         _, received = await node.recv(Chunk, source=preceding, tag=tag)
-        chunk = chunks[(here - step - 1) % n]
-        torch.add(received.values, chunk, out=chunk)
-    chunks[(here + 1) % n].div_(n)
+        own = chunks[(here - step - 1) % n]
+        passed = torch.add(received.values, own, out=node.runtime.buffer(own))
+    passed.div_(n)
+    chunks[(here + 1) % n] = passed
     for step in range(n - 1):
-        node.send(following, Chunk(chunks[(here + 1 - step) % n], *tag))
+        node.send(following, Chunk(passed, *tag))
         _, received = await node.recv(Chunk, source=preceding, tag=tag)
-        chunks[(here - step) % n].copy_(received.values)
-    return result.view(x.shape)
+        chunks[(here - step) % n] = passed = received.values
+    return torch.cat(chunks).view(x.shape)
 
 
 def ring_mean(values: Sequence[Tensor]) -> Tensor:

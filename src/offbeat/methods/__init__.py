@@ -10,6 +10,7 @@ from .d_psgd import DPSGD
 from .dc_asgd import AdaptiveDelayCompensatedSGD, DelayCompensatedSGD
 from .diloco import StreamingDiLoCo
 from .dispatched_async_sgd import DispatchedAsyncSGD
+from .hogwild import Hogwild
 from .local_sgd import LocalSGD
 from .post_local_sgd import PostLocalSGD
 from .sgd import SGD
@@ -30,6 +31,7 @@ METHODS: dict[str, type[Method]] = {
         DispatchedAsyncSGD,
         DelayCompensatedSGD,
         AdaptiveDelayCompensatedSGD,
+        Hogwild,
         DPSGD,
         ADPSGD,
         StochasticGradientPush,

@@ -57,10 +57,11 @@ class DPSGD(Method):
     async def step(self, node: Node) -> None:
         peers = node.peers(self.topology)
         for peer, weight in peers.out.items():
-            node.send(peer, Weighted(node.parameters * weight))
+            node.send(peer, Weighted(node.scaled(weight)))
         gradient = await node.gradient()
-        node.mix(scale=peers.self_weight)
+        own_weight = peers.self_weight
         for peer in peers.into:
             _, weighted = await node.recv(Weighted, source=peer)
-            node.mix(add=weighted.parameters)
+            node.mix(scale=own_weight, add=weighted.parameters)
+            own_weight = 1.0
         node.apply(gradient.vector, taken_at=gradient.version)

@@ -74,14 +74,15 @@ class StochasticGradientPush(Method):
 
     async def step(self, node: Node) -> None:
         push_sum = node.state(PushSum)
-        gradient = await node.gradient(at=node.parameters / push_sum.weight)
+        z = node.parameters if push_sum.weight == 1.0 else node.parameters / push_sum.weight
+        gradient = await node.gradient(at=z)
         lr_scale = min(1.0, push_sum.weight) if node.departed else 1.0
         node.apply(gradient.vector, taken_at=gradient.version, lr_scale=lr_scale)
         peers = node.peers(self.topology)
         drained = bool(node.departed) and push_sum.weight < LEAST
         for peer, weight in peers.out.items():
             share = 0.0 if drained else weight
-            node.send(peer, Share(node.parameters * share, push_sum.weight * share))
+            node.send(peer, Share(node.scaled(share), push_sum.weight * share))
         kept = 1.0 if drained else peers.self_weight
         node.mix(scale=kept)
         push_sum.weight *= kept

@@ -1,121 +1,186 @@
-"""Child: what each process of a real run does, told by the launcher over a pipe."""
+"""Child: what each process of a real run does, told by the run's coordinator."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import select
 import shutil
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 # Optimizers import it when first used, for seconds; the server of forks does it once for all.
 import torch._dynamo  # pyright: ignore[reportUnusedImport]
 
+from ..encoding import EncodingError, decode, encode
 from ..experiment import Experiment
 from ..node import GradientRequest, Node
+from . import control
+from .capture import CaptureError
 from .compute import SerialEvaluator
-from .host import Host, Status
+from .control import COORDINATOR
+from .host import Host, Status, Watch
+from .memory import keep_freed_memory
 from .pace import Pace
 from .scheduler import RunError
-from .tickets import Tickets
+from .shared import MappedParameters
+from .tickets import LeasedTickets, Tickets
 from .world import World, require_finite
+
+W = TypeVar("W")
+
+CONNECTING = 60.0
+"""Seconds for this process to reach the coordinator, and then for all to reach each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assignment:
-    """What the launcher gives a child."""
+    """What a child is given when it is started.
+
+    Args:
+        listen: where it listens.
+        coordinator: where the coordinator listens.
+        tickets: the budget, where all processes are on one machine; else the coordinator's to
+            grant.
+        scratch: a folder to be removed if whoever started the process is gone.
+        replaces: whether a process that is lost, and that the method needs, is started anew.
+        shared: the parameters, where all workers of the machine share them.
+        chaos: where the process kills itself, as `offbeat.testing.chaos` reads it.
+    """
 
     experiment: Experiment
     host: int
-    sockets: Path
-    journals: Path | None
+    listen: tuple[str, ...]
+    coordinator: str
     secret: bytes
+    journals: Path | None
+    tickets: Tickets | None = None
+    scratch: Path | None = None
+    replaces: bool = False
+    shared: MappedParameters | None = None
+    chaos: str | None = None
 
 
 class Child:
-    """One host, its control pipe and its gradients.
+    """One host, what the coordinator tells it, and its gradients."""
 
-    The pipe carries tuples that begin with a word: "ready", "status", "snapshots", "failed" and
-    "done" from here; "addresses", "start", "snapshot", "slow", "leave", "stop", "finish", "close"
-    and "abort" from the launcher.
-    """
-
-    def __init__(self, assignment: Assignment, pipe: Any) -> None:
-        self.pipe = pipe
+    def __init__(self, assignment: Assignment) -> None:
+        self.assignment = assignment
         self.experiment = assignment.experiment
         self.world = World(self.experiment)
         self.pace = Pace(self.experiment)
-        self._sockets = assignment.sockets
-        self._started = False
+        self.tickets = assignment.tickets or LeasedTickets(
+            lambda count: self.tell(control.Want(count=count))
+        )
+        self._quota = self.experiment.quota
+        self._orders: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._ordering = threading.Lock()
+        """Held while it is decided, or changed, who heeds what the coordinator says."""
         self._may_close = threading.Event()
-        self._sending = threading.Lock()
+        self._started = False
         self._reported = 0.0
         self._last_status: Status | None = None
-        quota = self.experiment.quota
-        self._quota = quota
-        self._sockets.mkdir(mode=0o700, exist_ok=True)
-        self.tickets = Tickets(assignment.sockets / "tickets", self.experiment.gradients)
+        self._obey: dict[type, Callable[[Any], None]] = {
+            control.Take: self._take,
+            control.Slow: self._slow,
+            control.Grant: self._granted,
+            control.Leave: lambda _: self.host.leave(),
+            control.Pause: lambda word: self.host.pause(word.at_round),
+            control.Capture: self._capture,
+            control.Proceed: lambda _: self.host.proceed(),
+            control.Restore: self._restore,
+            control.Start: self._begin,
+            control.Stop: self._stop,
+            control.Finish: lambda _: self.host.finish(),
+            control.Close: lambda _: self._may_close.set(),
+            control.Abort: lambda _: os._exit(1),
+        }
         self.host = Host(
             self.experiment.method,
             self.world.hosts,
             assignment.host,
-            listen=f"unix:{assignment.sockets / str(assignment.host)}",
+            listen=assignment.listen,
             secret=assignment.secret,
-            may_compute=self._may_compute,
+            may_compute=self._may_ask,
             on_failure=self._failed,
             on_tick=self._on_tick,
+            on_order=self._ordered,
+            on_orphaned=lambda: self._may_close.is_set() or os._exit(1),
             journals=assignment.journals,
             all_reduce=self.experiment.cluster.all_reduce,
+            watch=_watch(assignment.chaos),
+            returns=self._returns,
         )
 
     def run(self) -> None:
-        host, layout = self.host, self.world.layout
-        self.tell("ready", host.transport.address, layout)
-        addresses = self._await("addresses")
-        host.connect(addresses, timeout=60.0)
-        for rank, at in enumerate(self.world.hosts):
-            if at == host.index:
-                host.add(self.world.node(rank, host, self.world.initial))
-        self.tell("connected")
-        began = self._await("start")
-        self._started = True
-        host.begin(began)
+        host = self.host
+        host.connect({COORDINATOR: self.assignment.coordinator}, timeout=CONNECTING)
+        addresses = host.transport.addresses
+        self.tell(control.Ready(addresses=tuple(addresses), layout=self.world.layout))
+        meet = self._await(control.Meet)
+        host.connect(meet.addresses, timeout=CONNECTING, dial_all=meet.late)
+        self._place(meet)
+        self.tell(control.Connected())
+        self._begin(self._await(control.Start))
+        with self._ordering:
+            self._started = True
+            while not self._orders.empty():
+                # Said since the start, before this thread had come here.
+                self._follow(self._orders.get())
         self._compute()
         if host.failure is not None:
-            self.tell("trace", host.trace)
+            self.tell(control.Traced(trace=control.Tables.of(host.trace)))
+            self._may_close.wait(timeout=10.0)
         else:
             host.finish()
-            self.tell("done", host.snapshots(), host.trace, host.status(),
-                      self.pace.punctuality)  # fmt: skip
-            # Until all have finished a closed connection would look like a departure, and until
-            # the launcher has read this a closed pipe could lose it.
+            self.tell(
+                control.Done(
+                    nodes=self._held(),
+                    trace=control.Tables.of(host.trace),
+                    status=host.status(),
+                    punctuality=self.pace.punctuality,
+                )
+            )
+            # Until all have finished a closed connection would look like a departure.
             self._may_close.wait(timeout=10.0)
         host.close(timeout=2.0)
 
-    def tell(self, word: str, *values: Any) -> None:
-        with self._sending, contextlib.suppress(BrokenPipeError, OSError):
-            self.pipe.send((word, *values))
+    def _place(self, word: control.Meet | control.Restore) -> None:
+        """Make the nodes of this host."""
+        host = self.host
+        host.reset(word.absent)
+        host.machines = word.machines
+        for rank, at in enumerate(self.world.hosts):
+            if at == host.index:
+                shared = self.assignment.shared
+                node = self.world.node(rank, host, self.world.initial, shared=shared)
+                saved = word.nodes.get(rank)
+                host.add(node, None if saved is None else saved.numpy().tobytes())
 
-    def _await(self, word: str) -> Any:
-        received, *values = self.pipe.recv()
-        if received != word:
-            raise SystemExit(0)
-        return values[0]
+    def tell(self, word: Any) -> None:
+        with contextlib.suppress(ValueError):  # Nobody is there to be told.
+            self.host.transport.send(COORDINATOR, encode(word))
+
+    # Gradients
 
     def _compute(self) -> None:
         problem, train = self.world.problem, self.world.data.train
-        evaluator = SerialEvaluator(self.world.make_module(), problem.loss, train)
+        evaluator = SerialEvaluator(self.world.make_module(), problem.loss, train, self.host.buffer)
         host = self.host
         while (asked := host.next_request()) is not None:
             task, request = asked
+            if isinstance(self.tickets, LeasedTickets) and not self.tickets.take():
+                host.park(task)
+                continue
             began, rank = host.elapsed, task.node.rank
             injected = self.pace.injected(rank)
             job = self.world.job(rank, request)
@@ -129,50 +194,105 @@ class Child:
             assert job.vector is not None
             host.fulfil(task, request, job.vector, job.loss, began)
 
-    def _may_compute(self, node: Node, request: GradientRequest) -> bool:
-        if self._quota is not None:
-            return request.step < self._quota and self.tickets.take()
-        return self.tickets.take()
+    def _may_ask(self, node: Node, request: GradientRequest) -> bool:
+        if self._quota is not None and request.step >= self._quota:
+            return False
+        return isinstance(self.tickets, LeasedTickets) or self.tickets.take()
 
     def _failed(self, error: BaseException) -> None:
         self.pace.end()
         if isinstance(error, RunError):
-            self.tell("failed", str(error))
+            self.tell(control.Failed(text=str(error)))
         else:
-            self.tell("failed", f"host {self.host.index}: {type(error).__name__}: {error}")
+            text = f"host {self.host.index}: {type(error).__name__}: {error}"
+            self.tell(control.Failed(text=text))
+
+    # What the coordinator says, in the transport's thread
+
+    def _ordered(self, payload: memoryview) -> None:
+        word = decode(payload)
+        with self._ordering:
+            if self._started or isinstance(word, control.Abort):
+                self._follow(word)
+            else:
+                self._orders.put(word)
+
+    def _follow(self, word: Any) -> None:
+        if type(word) in self._obey:
+            self._obey[type(word)](word)
+
+    def _await(self, kind: type[W]) -> W:
+        """The next word, which is of that kind unless the run has ended already."""
+        word = self._orders.get()
+        if not isinstance(word, kind):
+            raise SystemExit(0)
+        return word
+
+    def _take(self, word: control.Take) -> None:
+        nodes, status = self._held(), self.host.status()
+        self.tell(control.Snapshots(asked=word.asked, nodes=nodes, status=status))
+
+    def _capture(self, word: control.Capture) -> None:
+        try:
+            nodes = {
+                rank: torch.frombuffer(bytearray(state), dtype=torch.uint8)
+                for rank, state in self.host.capture().items()
+            }
+            self.tell(control.Captured(asked=word.asked, nodes=nodes))
+        except (CaptureError, EncodingError) as error:
+            self.tell(control.Captured(asked=word.asked, nodes={}, refusal=str(error)))
+
+    def _held(self) -> tuple[control.Held, ...]:
+        return tuple(control.Held.of(snapshot) for snapshot in self.host.snapshots())
+
+    def _restore(self, word: control.Restore) -> None:
+        if isinstance(self.tickets, LeasedTickets):
+            self.tickets.reset()
+        self._place(word)
+        self.tell(control.Restored())
+
+    def _begin(self, word: control.Start) -> None:
+        # Clocks of other machines tell another time: there it begins when it is heard.
+        same = word.boot == control.boot()
+        self.host.begin(word.began if same else time.monotonic_ns() - word.elapsed)
+
+    def _returns(self, ranks: Sequence[int]) -> bool:
+        """Whether the run waits for nodes that are lost, and goes back to its last checkpoint."""
+        needed = not self.experiment.method.survives_loss
+        return self.assignment.replaces and (needed or bool(set(ranks) & set(self.world.servers)))
+
+    def _slow(self, word: control.Slow) -> None:
+        self.pace.slowdown = word.factor
+
+    def _granted(self, word: control.Grant) -> None:
+        assert isinstance(self.tickets, LeasedTickets)
+        self.tickets.granted(word.count, last=word.last)
+
+    def _stop(self, word: control.Stop) -> None:
+        self.host.stop()
+        self.pace.end()
+        if isinstance(self.tickets, LeasedTickets):
+            self.tickets.end()
 
     def _on_tick(self) -> None:
-        """Twenty milliseconds have passed: read orders, say how it stands."""
-        if not self._started:
+        """Twenty milliseconds have passed: say how it stands."""
+        if not self._started or self.host.finished:
             return
-        with contextlib.suppress(EOFError, OSError):
-            while self.pipe.poll():
-                self._obey(*self.pipe.recv())
         now = time.monotonic()
         status = self.host.status()
         news = status.idle and status != self._last_status
-        if not self.host.finished and (news or now - self._reported > 0.25):
+        if news or now - self._reported > 0.25:
             self._reported = now
             self._last_status = status
-            self.tell("status", status)
+            self.tell(control.Report(status=status))
 
-    def _obey(self, word: str, *values: Any) -> None:
-        host = self.host
-        if word == "snapshot":
-            self.tell("snapshots", values[0], host.snapshots(), host.status())
-        elif word == "slow":
-            self.pace.slowdown = values[0]
-        elif word == "leave":
-            host.leave()
-        elif word == "stop":
-            host.stop()
-            self.pace.end()
-        elif word == "finish":
-            host.finish()
-        elif word == "close":
-            self._may_close.set()
-        else:
-            os._exit(1)
+
+def _watch(chaos: str | None) -> Watch | None:
+    if chaos is None:
+        return None
+    from ..testing.chaos import Saboteur
+
+    return Saboteur.parse(chaos).watch
 
 
 def is_over(pipe: Any, seconds: float | None = 0.0) -> bool:
@@ -182,42 +302,51 @@ def is_over(pipe: Any, seconds: float | None = 0.0) -> bool:
     return bool(poll.poll(None if seconds is None else 1000 * seconds))
 
 
-def _end_with_launcher(assignment: Assignment, pipe: Any) -> None:
-    """Once the launcher is gone nobody is left to report to, or to clean up after."""
-    is_over(pipe, None)
-    shutil.rmtree(assignment.sockets, ignore_errors=True)
+def _end_with_parent(assignment: Assignment, lifeline: Any) -> None:
+    """Once the process that started this one is gone, nobody is left to clean up after it."""
+    is_over(lifeline, None)
+    _clean_up(assignment)
     os._exit(1)
 
 
-def main(assignment: Assignment, pipe: Any) -> None:
+def _clean_up(assignment: Assignment) -> None:
+    if assignment.scratch is not None:
+        shutil.rmtree(assignment.scratch, ignore_errors=True)
+
+
+def main(assignment: Assignment, lifeline: Any) -> None:
     """A child's whole life."""
     # A thread of its own, for a role that blocks may hold the host's lock.
-    threading.Thread(target=_end_with_launcher, args=(assignment, pipe), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(assignment, lifeline), daemon=True).start()
     try:
-        _live(assignment, pipe)
+        _live(assignment, lifeline)
     finally:
-        if is_over(pipe):
-            shutil.rmtree(assignment.sockets, ignore_errors=True)
+        if is_over(lifeline):
+            _clean_up(assignment)
         # Taking the interpreter down with torch in it takes longer than many a run.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
 
 
-def _live(assignment: Assignment, pipe: Any) -> None:
-    # The launcher decides what an interrupt means.
+def _live(assignment: Assignment, lifeline: Any) -> None:
+    # The coordinator decides what an interrupt means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(assignment.experiment.threads)
+    keep_freed_memory()
     try:
-        child = Child(assignment, pipe)
+        child = Child(assignment)
     except Exception as error:
-        pipe.send(("failed", f"{type(error).__name__}: {error}"))
+        # There is no connection yet over which to say it.
+        lifeline.send_bytes(f"{type(error).__name__}: {error}".encode())
         return
     try:
         child.run()
-    except (EOFError, BrokenPipeError):
-        pass
+    except (SystemExit, ConnectionError) as error:
+        if isinstance(error, ConnectionError):
+            lifeline.send_bytes(str(error).encode())
+            child.tell(control.Failed(text=str(error)))
     except Exception as error:
-        child.tell("failed", f"host {assignment.host}: {type(error).__name__}: {error}")
+        child.tell(control.Failed(text=f"host {assignment.host}: {type(error).__name__}: {error}"))
     finally:
         child.host.abort()

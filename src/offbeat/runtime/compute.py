@@ -45,11 +45,18 @@ class Job:
         self.loss = float("nan")
 
 
+ALIGNMENT = 64
+"""Bytes: that of all memory that torch allocates. The bits of a matrix product may depend on it."""
+COPIED = 1 << 20
+"""Bytes of a snapshot up to which a copy costs less than to make views of it."""
+
+
 class EvaluationBuffer:
     """A module whose parameters are views of one flat tensor, into which snapshots are loaded.
 
     The views are separate from every node's parameters: whoever changes those between a forward
-    and its backward cannot spoil the gradient.
+    and its backward cannot spoil the gradient. `hold` copies no large snapshot: that is for those
+    that nobody changes.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -57,8 +64,25 @@ class EvaluationBuffer:
         self.layout = Layout.of(module)
         self.parameters = list(module.parameters())
         self.flat = torch.cat([p.detach().reshape(-1) for p in self.parameters])
-        for parameter, view in zip(self.parameters, self.layout.views(self.flat), strict=True):
-            parameter.data = view
+        self._held = torch.empty(0)
+        self._bind(self.flat)
+
+    def hold(self, snapshot: Tensor) -> None:
+        """Give the module the parameters (d,); nobody may change them while it computes."""
+        if snapshot is self._held:
+            return
+        aligned = snapshot.data_ptr() % ALIGNMENT == 0
+        if snapshot.nbytes > COPIED and aligned and snapshot.is_contiguous():
+            self._bind(snapshot)
+        else:
+            self._bind(self.flat)
+            self.flat.copy_(snapshot)
+
+    def _bind(self, flat: Tensor) -> None:
+        if flat is not self._held:
+            self._held = flat
+            for parameter, view in zip(self.parameters, self.layout.views(flat), strict=True):
+                parameter.data = view
 
 
 class Evaluator(ABC):
@@ -79,12 +103,23 @@ class Evaluator(ABC):
 
 
 class SerialEvaluator(Evaluator):
-    """One gradient after the other, as a plain training loop computes them."""
+    """One gradient after the other, as a plain training loop computes them.
 
-    def __init__(self, module: nn.Module, loss: Loss, train: Split) -> None:
+    Args:
+        new: makes the tensor, like a given one, that a dense gradient is written to.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Loss,
+        train: Split,
+        new: Callable[[Tensor], Tensor] = torch.empty_like,
+    ) -> None:
         self.buffer = EvaluationBuffer(module)
         self._loss = loss
         self._train = train
+        self._new = new
 
     def answer(self, job: Job) -> None:
         self.evaluate_one(job)
@@ -97,13 +132,16 @@ class SerialEvaluator(Evaluator):
         self.evaluate_unseeded(job)
 
     def evaluate_unseeded(self, job: Job) -> None:
-        self.buffer.flat.copy_(job.snapshot)
+        self.buffer.hold(job.snapshot)
         inputs, targets = self._train.inputs[job.indices], self._train.targets[job.indices]
         loss = self._loss(self.buffer.module(inputs), targets)
         gradients = torch.autograd.grad(loss, self.buffer.parameters)
         sparse = any(gradient.is_sparse for gradient in gradients)
         layout = self.buffer.layout
-        job.vector = layout.flatten_sparse(gradients) if sparse else layout.flatten(gradients)
+        if sparse:
+            job.vector = layout.flatten_sparse(gradients)
+        else:
+            job.vector = layout.flatten(gradients, out=self._new(self.buffer.flat))
         job.loss = loss.item()
 
 

@@ -15,6 +15,7 @@ from ..node import GradientRequest, Node
 from .compute import EvaluationBuffer
 from .replay import Replay
 from .team import Team
+from .trained import Trained
 
 
 class GradientLog:
@@ -67,11 +68,11 @@ def replay_loop(
         JournalError: a journal is missing, damaged, or of another job.
     """
     folder = Path(directory)
-    buffer = EvaluationBuffer(model)
-    named = list(model.named_parameters())
+    trained = Trained(model, optimizer)
+    buffer = EvaluationBuffer(trained)
     start = torch.load(folder / "start.pt", weights_only=True)
     buffer.flat.copy_(start)
-    team = Team(named, optimizer, buffer, method, workers, seed)
+    team = Team(trained.named, optimizer, buffer, method, workers, seed)
     logs = {
         rank: torch.from_file(
             str(gradients_path(folder, rank)),

@@ -12,28 +12,34 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
-from ..collectives import ALGORITHMS
+from ..collectives import algorithm_for
 from ..messages import codec_of, unpack
 from ..method import Method
 from ..node import Gradient, GradientRequest, Group, Meet, Node, Receive
 from ..parameters import SparseVector
 from ..trace import DELIVERED, FAULT_KINDS, LOST, Trace
+from .capture import capture, read_state, restore
 from .clock import SECOND, nanoseconds
 from .journal import Journal
 from .scheduler import GRADIENT, WOKEN, Cause, Executor, Kind, RunError, Scheduler, Task
+from .slots import SHARED_FROM
 from .transport import Transport
 
 S = TypeVar("S")
+Watch = Callable[[Node, Coroutine[Any, Any, Any]], Coroutine[Any, Any, Any]]
 _ENVELOPE = struct.Struct("<IIq")
 _CONTROL = 0xFFFF_FFFF
 """In place of a node: for the receiving host itself."""
+COORDINATOR = 0xFFFF_FFFF
+"""The coordinator's number among the hosts of a run: the highest, so that everyone dials it."""
 OUTBOX_LIMIT = 256 << 20
 """Bytes queued for slow receivers above which a host asks for no further gradient."""
 
@@ -72,6 +78,12 @@ class Status:
     waiting: list[str]
     sent: dict[tuple[int, int], int]
     received: dict[tuple[int, int], int]
+    rounds: dict[int, int]
+    """Of each worker here, the round that it is in or about to begin."""
+    pausing: int | None
+    """The round from which on workers are held between two; None while the run goes on."""
+    paused: set[int]
+    """Workers that are held."""
     computed: int
     steps: int
     bytes_sent: int
@@ -90,6 +102,12 @@ class Host(Executor):
         on_failure: told what ended a role, from whichever thread it happened in.
         on_word: told, under the lock, what another host told this one by `tell`.
         all_reduce: the algorithm of collectives, of `offbeat.collectives.ALGORITHMS`.
+        machines: the machine of each host, by any number; all are on one if not given.
+        watch: wraps every coroutine that begins on a node here (`offbeat.testing.chaos`).
+        returns: whether a host that is lost, with these nodes, comes back; then nobody here
+            learns of its loss.
+        on_order: told, in the transport's thread, what the run's coordinator says.
+        on_orphaned: told, in the transport's thread, that the coordinator is gone.
     """
 
     def __init__(
@@ -98,7 +116,7 @@ class Host(Executor):
         placement: Sequence[int],
         index: int,
         *,
-        listen: str,
+        listen: str | Sequence[str],
         secret: bytes,
         may_compute: Callable[[Node, GradientRequest], bool],
         on_failure: Callable[[BaseException], None],
@@ -106,6 +124,11 @@ class Host(Executor):
         journals: Path | None = None,
         on_word: Callable[[int, Any], None] = lambda host, message: None,
         all_reduce: str = "ring",
+        machines: Sequence[int] | None = None,
+        watch: Watch | None = None,
+        returns: Callable[[Sequence[int]], bool] = lambda ranks: False,
+        on_order: Callable[[memoryview], None] = lambda payload: None,
+        on_orphaned: Callable[[], object] = lambda: None,
     ) -> None:
         self.index = index
         self.placement = placement
@@ -115,6 +138,8 @@ class Host(Executor):
         self.changed = threading.Condition(self.lock)
         self.requests: deque[tuple[Task, GradientRequest]] = deque()
         self.parked: list[Task] = []
+        self.paused: list[Task] = []
+        """Workers that wait between two rounds for `proceed`."""
         self.heard: dict[int, deque[Any]] = {}
         """What other hosts have told this one, beside all nodes and journals."""
         self.leaving = False
@@ -133,11 +158,16 @@ class Host(Executor):
         self._may_compute = may_compute
         self._on_failure = on_failure
         self._on_word = on_word
-        self._all_reduce = ALGORITHMS[all_reduce]
+        self._all_reduce = all_reduce
+        self.machines = [0] * (max(placement) + 1) if machines is None else machines
+        self._watch = watch
+        self._returns = returns
+        self._on_order, self._on_orphaned = on_order, on_orphaned
         self._waiting_since: dict[int, int] = {}
         self._began = time.monotonic_ns()
         self._timers: list[tuple[int, int, Task]] = []
         self._running = False
+        self._pause_at: int | None = None
         self._early: list[tuple[int, int, Any, int]] = []
         self._tick = on_tick
         self.transport = Transport(
@@ -153,15 +183,46 @@ class Host(Executor):
 
     # Life
 
-    def connect(self, addresses: Mapping[int, str], timeout: float) -> None:
-        self.transport.connect(addresses, timeout)
+    def connect(
+        self, addresses: Mapping[int, str], timeout: float, *, dial_all: bool = False
+    ) -> None:
+        self.transport.connect(addresses, timeout, dial_all=dial_all)
 
-    def add(self, node: Node) -> None:
+    def reset(self, absent: Iterable[int]) -> None:
+        """Give up all nodes and what they were about; then `add` and `begin` as at first."""
+        with self.lock:
+            self._running = False
+            for rank in list(self.scheduler.nodes):
+                self.scheduler.remove(rank)
+            for held in (self.requests, self.parked, self.paused, self._timers, self._early):
+                held.clear()
+            for journal in self._journals.values():
+                journal.close()
+            self._journals.clear()
+            self._waiting_since.clear()
+            self.sent.clear()
+            self.received.clear()
+            self.steps = self.computed = self.bytes_sent = 0
+            self.departed = set(absent)
+            self._pause_at = None
+
+    def add(self, node: Node, saved: bytes | None = None) -> None:
+        """Take a node in, to begin anew or from what `capture` gave.
+
+        Raises:
+            EncodingError, CaptureError: what was saved cannot be read, or is of another model.
+        """
         if self._journal_folder is not None:
             path = self._journal_folder / f"node-{node.rank}.journal"
-            self._journals[node.rank] = Journal(path)
+            self._journals[node.rank] = Journal(path, self.machines[self.index])
+            beside = path.with_suffix(".safetensors")
+            beside.unlink(missing_ok=True)
+            if saved is not None:
+                beside.write_bytes(saved)
         with self.lock:
             self.scheduler.add(node)
+            if saved is not None:
+                restore(self.scheduler, read_state(saved))
             for peer in self.departed:
                 self.scheduler.lose(node.rank, peer)
 
@@ -182,15 +243,48 @@ class Host(Executor):
         with self.lock:
             self.stopped = True
             self.parked += [task for task, _ in self.requests]
+            self.parked += self.paused
             self.requests.clear()
+            self.paused.clear()
             self._timers.clear()
             self.changed.notify_all()
+
+    def pause(self, at_round: int = 0) -> None:
+        """Hold each worker before the first round from `at_round` on that it comes to.
+
+        Those that are held before an earlier one go on until there. Servers and what runs beside
+        a worker go on to serve.
+        """
+        with self.lock:
+            self._pause_at = at_round
+            self._release([task for task in self.paused if task.node.round < at_round])
+
+    def proceed(self) -> None:
+        """Let the workers go on that `pause` holds."""
+        with self.lock:
+            self._pause_at = None
+            self._release(list(self.paused))
+
+    def capture(self) -> dict[int, bytes]:
+        """All that decides how each node here goes on, by rank; while all workers are paused.
+
+        Raises:
+            CaptureError, EncodingError: in one line, why a node cannot be captured as it is.
+        """
+        with self.lock:
+            return {rank: capture(self.scheduler, rank) for rank in self.scheduler.nodes}
+
+    def _release(self, tasks: list[Task]) -> None:
+        for task in tasks:
+            self.paused.remove(task)
+            self.scheduler.proceed(task)
+        self._drain()
 
     def leave(self) -> None:
         """Depart at the worker's next round, or at once if it awaits nothing but the end."""
         with self.lock:
             self.leaving = True
-            if self.parked:
+            if self.parked or self.paused:
                 self.finish()
 
     def finish(self) -> None:
@@ -231,12 +325,22 @@ class Host(Executor):
                 idle=idle and self._running,
                 parked=bool(self.parked),
                 stuck=any(
-                    task.id == 0 and not task.node.is_server and task not in self.parked
+                    task.id == 0
+                    and not task.node.is_server
+                    and task not in self.parked
+                    and task not in self.paused
                     for task in self.scheduler.waiting()
                 ),
                 waiting=[task.describe() for task in self.scheduler.waiting()],
                 sent=dict(self.sent),
                 received=dict(self.received),
+                rounds={
+                    node.rank: node.round
+                    for node in self.scheduler.nodes.values()
+                    if not node.is_server
+                },
+                pausing=self._pause_at,
+                paused={task.node.rank for task in self.paused},
                 computed=self.computed,
                 steps=self.steps,
                 bytes_sent=self.bytes_sent,
@@ -255,7 +359,7 @@ class Host(Executor):
     def tell(self, host: int, message: Any) -> None:
         """Send a message to another host itself."""
         envelope = _ENVELOPE.pack(self.index, _CONTROL, self.elapsed)
-        self.transport.send(host, envelope, codec_of(type(message)).pack(message))
+        self.transport.send(host, envelope, *codec_of(type(message)).parts(message))
 
     def retune(self, settings: Sequence[Mapping[str, Any]], change: int) -> None:
         """New hyper-parameters for the inner optimizers here; the journal keeps their number."""
@@ -303,6 +407,9 @@ class Host(Executor):
     def _drain(self) -> None:
         try:
             self.scheduler.drain()
+            changed = self.transport.changed_after_send()
+            if changed is not None:
+                raise RunError(f"{type(self.scheduler.method).__name__}: {changed}")
         except RunError as error:
             self.fail(error)
         if self.requests:
@@ -320,6 +427,8 @@ class Host(Executor):
 
     def poll(self, node: Node, wanted: Receive[Any]) -> tuple[int, Any] | None:
         found = self.scheduler.poll(node, wanted)
+        if found is not None:
+            self.scheduler.acted()
         cause = Cause(Kind.POLL) if found is None else Cause(Kind.POLL, found[0], found[2])
         self._note(node.rank, 0, cause)
         return None if found is None else (found[0], found[1])
@@ -330,6 +439,7 @@ class Host(Executor):
         self.trace.rows["steps"].append(row)
 
     def send(self, node: Node, to: int, message: Any) -> None:
+        self.scheduler.acted()
         if not 0 <= to < len(self.placement):
             raise ValueError(f"there is no node {to}; nodes are 0 to {len(self.placement) - 1}")
         codec, pair = codec_of(type(message)), (node.rank, to)
@@ -339,10 +449,10 @@ class Host(Executor):
             self._count(self.received, pair)
             self.scheduler.deliver(to, node.rank, codec.copy(message))
             return
-        packed = codec.pack(message)
+        parts = codec.parts(message, self.transport.pool)
         size = codec.size(message)
         envelope = _ENVELOPE.pack(node.rank, to, self.elapsed)
-        if to not in self.departed and self.transport.send(host, envelope, packed):
+        if to not in self.departed and self.transport.send(host, envelope, *parts):
             self._count(self.sent, pair)
             self.bytes_sent += size
         else:
@@ -351,7 +461,16 @@ class Host(Executor):
     def all_reduce(
         self, node: Node, values: Tensor, group: Group, tag: tuple[int, int]
     ) -> Awaitable[Tensor]:
-        return self._all_reduce.run(node, values, group, tag)
+        machines = {self.machines[self.placement[rank]] for rank in group}
+        algorithm = algorithm_for(self._all_reduce, on_one_machine=len(machines) == 1)
+        if not self._is_alone(node):
+            values = values.detach().clone()
+        return algorithm.run(node, values, group, tag)
+
+    def buffer(self, like: Tensor) -> Tensor:
+        if not like.is_cpu or like.nbytes < SHARED_FROM:
+            return torch.empty_like(like)
+        return self.transport.pool.tensor(like.numel(), like.dtype).view(like.shape)
 
     # What the scheduler leaves to the runtime
 
@@ -359,7 +478,17 @@ class Host(Executor):
         if self.stopped or not self._may_compute(task.node, request):
             self._park(task)
         else:
+            if not self._is_still(task.node, request):
+                request.snapshot = request.snapshot.clone()
             self.requests.append((task, request))
+
+    def _is_still(self, node: Node, request: GradientRequest) -> bool:
+        """Whether nothing changes the snapshot before the gradient is there."""
+        return self._is_alone(node) and node.shared is None and request.cancel_on is None
+
+    def _is_alone(self, node: Node) -> bool:
+        """Whether only one role lives on that node: while it is suspended nothing changes."""
+        return len(self.scheduler.tasks[node.rank]) == 1
 
     def sleep(self, task: Task, seconds: float) -> None:
         due = self.elapsed + nanoseconds(seconds)
@@ -376,7 +505,17 @@ class Host(Executor):
             self._note(task.node.rank, task.id, Cause(Kind.PARKED))
             self._park(task)
             return False
+        if self._pause_at is not None and task.node.round >= self._pause_at:
+            self._note(task.node.rank, task.id, Cause(Kind.PAUSED))
+            self.paused.append(task)
+            return False
         return True
+
+    def park(self, task: Task) -> None:
+        """Leave the gradient that `next_request` gave unanswered: the budget is spent."""
+        with self.lock:
+            self.computing = None
+            self._park(task)
 
     def _park(self, task: Task) -> None:
         self.parked.append(task)
@@ -398,12 +537,19 @@ class Host(Executor):
     def noticed(self, node: Node, peer: int) -> None:
         self._note(node.rank, 0, Cause(Kind.DEPARTURE, peer))
 
+    def watched(self, node: Node, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
+        return coroutine if self._watch is None else self._watch(node, coroutine)
+
     # Events from the transport's thread
 
-    def _on_frame(self, host: int, payload: memoryview) -> None:
+    def _on_frame(self, host: int, parts: Sequence[memoryview]) -> None:
+        if host == COORDINATOR:
+            self._on_order(parts[0])
+            return
         try:
-            source, to, sent = _ENVELOPE.unpack_from(payload)
-            message = unpack(payload[_ENVELOPE.size :])
+            envelope, *content = parts
+            source, to, sent = _ENVELOPE.unpack(envelope)
+            message = unpack(content)
         except (struct.error, ValueError) as error:
             self.fail(RunError(f"host {host} sent what is no message: {error}"))
             return
@@ -429,8 +575,13 @@ class Host(Executor):
         self._drain()
 
     def _on_lost(self, host: int, graceful: bool) -> None:
+        if host == COORDINATOR:
+            self._on_orphaned()
+            return
         kind = FAULT_KINDS.index("leave" if graceful else "crash")
-        self.lose([rank for rank, at in enumerate(self.placement) if at == host], kind)
+        ranks = [rank for rank, at in enumerate(self.placement) if at == host]
+        if graceful or not self._returns(ranks):
+            self.lose(ranks, kind)
 
     def lose(self, ranks: Sequence[int], kind: int) -> None:
         """Nodes have departed: tell every node here."""

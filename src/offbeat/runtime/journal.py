@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 from .scheduler import Cause, Kind, RunError
 
-MAGIC = b"offbeat journal 1\0\0\0\0\0\0\0"
+MAGIC = b"offbeat journal 2\0\0\0\0\0\0\0"
 _COUNT = struct.Struct("<Q")
+_MACHINE = struct.Struct("<q")
 _ENTRY = struct.Struct("<B3xIiIqq")
-_START = len(MAGIC) + _COUNT.size
+_START = len(MAGIC) + _COUNT.size + _MACHINE.size
 _GROWTH = 1 << 20
 
 
@@ -35,14 +36,18 @@ class Entry(NamedTuple):
 
 
 class Journal:
-    """Appends to a file mapped into memory: what a killed process has written is there to read."""
+    """Appends to a file mapped into memory: what a killed process has written is there to read.
 
-    def __init__(self, path: Path) -> None:
+    `machine` is the number of the machine that the node is on, for the choice of collectives.
+    """
+
+    def __init__(self, path: Path, machine: int = 0) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         # Room is taken now: a page that the disk lacks when it is written to kills by SIGBUS.
         os.posix_fallocate(self._fd, 0, _GROWTH)
         self._map = mmap.mmap(self._fd, _GROWTH)
         self._map[: len(MAGIC)] = MAGIC
+        _MACHINE.pack_into(self._map, len(MAGIC) + _COUNT.size, machine)
         self._count = 0
         self._position = _START
 
@@ -70,13 +75,28 @@ def read_journal(path: Path) -> list[Entry]:
     Raises:
         JournalError: the file is no journal.
     """
-    data = path.read_bytes()
-    if len(data) < _START or not data.startswith(MAGIC):
-        raise JournalError(f"{path} is no journal of a run")
+    data = _contents(path)
     (count,) = _COUNT.unpack_from(data, len(MAGIC))
     if len(data) < _START + count * _ENTRY.size:
         raise JournalError(f"{path} is cut short: {count} entries do not fit {len(data)} bytes")
     return list(_entries(data, count))
+
+
+def read_machine(path: Path) -> int:
+    """The number of the machine that a journal's node was on.
+
+    Raises:
+        JournalError: the file is no journal.
+    """
+    (machine,) = _MACHINE.unpack_from(_contents(path), len(MAGIC) + _COUNT.size)
+    return machine
+
+
+def _contents(path: Path) -> bytes:
+    data = path.read_bytes()
+    if len(data) < _START or not data.startswith(MAGIC):
+        raise JournalError(f"{path} is no journal of a run")
+    return data
 
 
 def _entries(data: bytes, count: int) -> Iterator[Entry]:

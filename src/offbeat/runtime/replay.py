@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..collectives import ALGORITHMS
+from ..collectives import algorithm_for
 from ..experiment import Experiment
 from ..messages import codec_of
 from ..method import Method
@@ -18,9 +18,10 @@ from ..node import Gradient, GradientRequest, Group, Meet, Node, PeerLost, Recei
 from ..parameters import SparseVector
 from ..runs import Run
 from ..trace import DELIVERED, Trace
+from .capture import NodeState, read_state, restore
 from .clock import SECOND
 from .compute import SerialEvaluator
-from .journal import Entry, JournalError, read_journal
+from .journal import Entry, JournalError, read_journal, read_machine
 from .scheduler import Cause, Executor, Kind, Scheduler, Task
 from .world import World
 
@@ -31,6 +32,7 @@ INSIDE_A_STEP = {
     Kind.POLL,
     Kind.CLOCK,
     Kind.PARKED,
+    Kind.PAUSED,
 }
 """Kinds that a role meets without being suspended."""
 
@@ -130,7 +132,8 @@ class Replay(Executor):
         self._journals = journals
         self._gradient = gradient
         self._settings = settings
-        self._all_reduce = ALGORITHMS[all_reduce]
+        self._all_reduce = all_reduce
+        self._machines: dict[int, int] = {}
         self._time: dict[int, int] = {}
 
     def add(self, node: Node) -> None:
@@ -139,7 +142,19 @@ class Replay(Executor):
         if not path.exists():
             raise JournalError(f"{path} is missing; only real runs leave journals")
         self.readers[node.rank] = Reader(node.rank, read_journal(path))
+        self._machines[node.rank] = read_machine(path)
         self.scheduler.add(node)
+        saved = path.with_suffix(".safetensors")
+        if saved.exists():
+            self._restore(read_state(saved.read_bytes()))
+
+    def _restore(self, state: NodeState) -> None:
+        """Let a node begin as it did when the run was resumed."""
+        restore(self.scheduler, state)
+        for source, count in state.received.items():
+            self.stash[source, state.rank] = [None] * count
+        for source, number, message in state.unread:
+            self.stash[source, state.rank][number] = message
 
     def follow(self) -> None:
         """Follow every journal to its end."""
@@ -284,12 +299,15 @@ class Replay(Executor):
     def all_reduce(
         self, node: Node, values: Tensor, group: Group, tag: tuple[int, int]
     ) -> Awaitable[Tensor]:
-        return self._all_reduce.run(node, values, group, tag)
+        on_one_machine = len({self._machines[rank] for rank in group}) == 1
+        algorithm = algorithm_for(self._all_reduce, on_one_machine)
+        return algorithm.run(node, values.detach().clone(), group, tag)
 
     # What the scheduler leaves to the runtime
 
     def request_gradient(self, task: Task, request: GradientRequest) -> None:
         """Answered when the journal says so."""
+        request.snapshot = request.snapshot.clone()
 
     def sleep(self, task: Task, seconds: float) -> None:
         """Over when the journal says so."""
@@ -300,7 +318,8 @@ class Replay(Executor):
     def next_round(self, task: Task) -> bool:
         reader = self.readers[task.node.rank]
         entry = reader.head
-        if entry is None or entry.cause.kind is not Kind.PARKED or entry.task != task.id:
+        held = (Kind.PARKED, Kind.PAUSED)
+        if entry is None or entry.cause.kind not in held or entry.task != task.id:
             return True
         reader.position += 1
         return False

@@ -12,8 +12,12 @@ import traceback
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Coroutine, Generator
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from ..method import Method, NextRound
 from ..node import GradientRequest, Meet, Node, PeerLost, Receive, Sleep, Suspension
@@ -33,7 +37,17 @@ class RoleError(RunError):
 class Task(Suspension[Any]):
     """A coroutine of one node: a role, or what a role has started."""
 
-    __slots__ = ("coroutine", "id", "is_role", "name", "node", "outcome", "waiting", "watchers")
+    __slots__ = (
+        "coroutine",
+        "fresh",
+        "id",
+        "is_role",
+        "name",
+        "node",
+        "outcome",
+        "waiting",
+        "watchers",
+    )
 
     def __init__(
         self, node: Node, name: str, coroutine: Coroutine[Any, Any, Any], id: int, is_role: bool
@@ -43,6 +57,8 @@ class Task(Suspension[Any]):
         self.name = name
         self.coroutine = coroutine
         self.id = id
+        self.fresh = True
+        """Since its round began it has read, sent and started nothing."""
         self.waiting: Any = None
         self.outcome: tuple[Any, BaseException | None] | None = None
         self.watchers: list[Task] = []
@@ -66,6 +82,17 @@ class Task(Suspension[Any]):
         return f"node {self.node.rank} ({self.name}) awaits {self.waiting}"
 
 
+@dataclass(frozen=True, eq=False)
+class Finished(Suspension[Any]):
+    """What is left of a task that has ended: to be awaited for its result, as the task was."""
+
+    result: Any
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self.result
+        yield  # A generator that is over at once.
+
+
 class Kind(IntEnum):
     """What answered a suspension, as a journal keeps it.
 
@@ -85,6 +112,8 @@ class Kind(IntEnum):
     DEPARTURE = 11
     PARKED = 12
     RETUNED = 13
+    PAUSED = 14
+    PROCEEDED = 15
 
 
 class Cause(NamedTuple):
@@ -105,13 +134,20 @@ class Executor(ABC):
 
     @abstractmethod
     def request_gradient(self, task: Task, request: GradientRequest) -> None:
-        """Answer later with `Scheduler.resume(task, gradient)`, or never: the budget is spent."""
+        """Answer later with `Scheduler.resume(task, gradient)`, or never: the budget is spent.
+
+        The snapshot is to be copied if anything may change it before the gradient is there.
+        """
 
     @abstractmethod
     def sleep(self, task: Task, seconds: float) -> None: ...
 
     @abstractmethod
     def meet(self, task: Task, meet: Meet) -> None: ...
+
+    def buffer(self, like: Tensor) -> Tensor:
+        """A tensor like that one, its contents undefined, in memory that is good to send from."""
+        return torch.empty_like(like)
 
     @abstractmethod
     def next_round(self, task: Task) -> bool:
@@ -131,6 +167,10 @@ class Executor(ABC):
 
     def noticed(self, node: Node, peer: int) -> None:
         """The node has learnt that a peer departed (for the journal)."""
+
+    def watched(self, node: Node, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
+        """What to step in place of a coroutine that begins on the node: itself, or a wrapper."""
+        return coroutine
 
 
 class Mailbox:
@@ -186,6 +226,7 @@ class Scheduler:
         self.mailboxes: dict[int, Mailbox] = {}
         self._receivers: dict[int, list[Task]] = {}
         self._ready: deque[tuple[Task, Any, BaseException | None, Cause | None]] = deque()
+        self._current: Task | None = None
         self._draining = False
         self._next_id: dict[int, int] = {}
 
@@ -205,11 +246,13 @@ class Scheduler:
 
     def start(self, node: Node, name: str, coroutine: Coroutine[Any, Any, Any]) -> Task:
         """Run a coroutine beside the roles of a node."""
+        self.acted()
         return self._start(node, name, coroutine, is_role=False)
 
     def _start(
         self, node: Node, name: str, coroutine: Coroutine[Any, Any, Any], *, is_role: bool
     ) -> Task:
+        coroutine = self.executor.watched(node, coroutine)
         task = Task(node, name, coroutine, self._next_id[node.rank], is_role)
         self._next_id[node.rank] += 1
         self.tasks[node.rank].append(task)
@@ -247,7 +290,18 @@ class Scheduler:
         """Answer what a task awaits. Nothing runs before `drain`."""
         if task.outcome is None:
             task.waiting = None
+            task.fresh = False
             self._ready.append((task, value, error, cause))
+
+    def proceed(self, task: Task) -> None:
+        """Let a role go on that the executor has held between two rounds."""
+        self.resume(task, cause=Cause(Kind.PROCEEDED))
+        task.fresh = True
+
+    def acted(self) -> None:
+        """The role that runs has done in its round what must not be done twice."""
+        if self._current is not None:
+            self._current.fresh = False
 
     def deliver(self, to: int, source: int, message: Any) -> None:
         """Hand a message over: to the role that awaits it, else to the mailbox."""
@@ -276,10 +330,11 @@ class Scheduler:
     def lose(self, rank: int, peer: int) -> None:
         """Tell a node that a peer has departed; whoever awaits it gets PeerLost."""
         node = self.nodes.get(rank)
-        if node is None or peer in node.departed:
+        if node is None:
             return
-        node.departed.add(peer)
-        self.executor.noticed(node, peer)
+        if peer not in node.departed:
+            node.departed.add(peer)
+            self.executor.noticed(node, peer)
         for task in list(self._receivers[rank]):
             if task.waiting.source == peer:
                 self._receivers[rank].remove(task)
@@ -307,6 +362,7 @@ class Scheduler:
             while self._ready:
                 self._advance(*self._ready.popleft())
         finally:
+            self._current = None
             self._draining = False
 
     def _answer(self, task: Task, found: tuple[int, Any, int]) -> None:
@@ -319,6 +375,7 @@ class Scheduler:
             return
         if cause is not None:
             self.executor.resumed(task, cause)
+        self._current = task
         send = task.coroutine.send
         spins = 0
         if task.id == 0:
@@ -352,10 +409,12 @@ class Scheduler:
                 rank = task.node.rank
                 found = self.take(task, request)
                 if found is not None:
+                    task.fresh = False
                     self.executor.resumed(task, Cause(Kind.MESSAGE_NOW, found[0], found[2]))
                     value, spins = (found[0], found[1]), 0
                     continue
                 if request.source is not None and request.source in task.node.departed:
+                    task.fresh = False
                     self.executor.resumed(task, Cause(Kind.LOST_NOW, request.source))
                     error = PeerLost(request.source)
                     continue
@@ -363,6 +422,7 @@ class Scheduler:
                 self._receivers[rank].append(task)
             elif kind is NextRound:
                 spins = self._spin(task, spins)
+                task.fresh = True
                 if request.beside or self.executor.next_round(task):
                     continue
                 task.waiting = request

@@ -31,6 +31,7 @@ from .meetings import Meetings
 from .membership import Membership
 from .post import Post
 from .scheduler import Executor, RunError, Scheduler, Task
+from .shared import CommonParameters
 from .world import Progress, World, divergence, require_finite
 
 MOST_WAKES = 100_000
@@ -100,8 +101,10 @@ class Simulation(Executor):
         require_suitable(self.evaluator, self.world.module)
         self._evaluator = self._make_evaluator()
         nodes = cluster.workers + len(self.world.servers)
-        # The parameters of all nodes live in one matrix.
-        self.matrix = self.world.initial.new_empty(nodes, self.world.layout.size)
+        # The parameters of all nodes live in one matrix, of one row if all share them.
+        rows = 1 if self.method.shares_parameters else nodes
+        self.matrix = self.world.initial.new_empty(rows, self.world.layout.size)
+        self._shared = CommonParameters(self.matrix[0]) if self.method.shares_parameters else None
 
     @property
     def nodes(self) -> list[Node]:
@@ -190,10 +193,14 @@ class Simulation(Executor):
         return self.world.initial if self._initial is None else self._initial(rank)
 
     def _place(self, rank: int, start: Tensor) -> Node:
-        size = self.world.layout.size
-        if rank in self.world.servers:
-            size = self.world.server_layouts[rank - self.world.servers.start].size
-        node = self.world.node(rank, self, start, storage=self.matrix[rank, :size])
+        if self._shared is not None:
+            self._shared.vector.copy_(start)  # What a late worker starts from is that vector.
+            node = self.world.node(rank, self, start, shared=self._shared)
+        else:
+            size = self.world.layout.size
+            if rank in self.world.servers:
+                size = self.world.server_layouts[rank - self.world.servers.start].size
+            node = self.world.node(rank, self, start, storage=self.matrix[rank, :size])
         self.scheduler.add(node)
         return node
 
@@ -322,8 +329,9 @@ class Simulation(Executor):
     def all_reduce(
         self, node: Node, values: Tensor, group: Group, tag: tuple[int, int]
     ) -> Awaitable[Tensor]:
+        values = values.detach().clone()
         if self._priced:
-            return self.meetings.reduce(node, Meet(values.detach().clone(), group, tag))
+            return self.meetings.reduce(node, Meet(values, group, tag))
         return self._all_reduce.run(node, values, group, tag)
 
     # What the scheduler leaves to the runtime
@@ -337,6 +345,7 @@ class Simulation(Executor):
         self._granted += 1
         now = self.clock.now
         # Fixed from here on: the evaluator may compute it now, or with others, or when it is due.
+        request.snapshot = request.snapshot.clone()
         job = self._jobs[request] = self.world.job(rank, request)
         self._evaluator.ask(job)
         seconds = next(self._compute_times[rank])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..method import Method
 from ..node import Node, Runtime, Shard
 from ..schedule import Constant
 from .compute import EvaluationBuffer
+from .trained import plain
 
 
 class Team:
@@ -58,12 +61,24 @@ class Team:
         )
 
     def _optimizer_on(self, named: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
-        """The user's optimizer, groups and all, on other tensors of the same names."""
-        others = dict(named)
+        """The user's optimizer, its groups and what it remembers, on tensors of the same names."""
+        others, own = dict(named), self._optimizer
         groups: list[dict[str, Any]] = []
-        for original, group in enumerate(self._optimizer.param_groups):
-            held = [self._names[id(p)] for p in group["params"] if id(p) in self._names]
-            kept = [others[name] for name in held if name in others]
+        state: defaultdict[Tensor, Any] = defaultdict(dict)
+        for original, group in enumerate(own.param_groups):
+            kept: list[nn.Parameter] = []
+            for parameter in group["params"]:
+                counterpart = others.get(self._names.get(id(parameter), ""))
+                if counterpart is not None:
+                    kept.append(counterpart)
+                    if parameter in own.state:
+                        state[counterpart] = copy.deepcopy(own.state[parameter])
             if kept:
-                groups.append({**group, "params": kept, "original": original})
-        return type(self._optimizer)(groups, **self._optimizer.defaults)
+                groups.append({**plain(group), "params": kept, "original": original})
+        # Not by its constructor, whose arguments are not all to be found again.
+        inner = object.__new__(type(own))
+        inner.__dict__.update(own.__dict__)
+        inner.state, inner.param_groups = state, groups
+        inner._optimizer_step_pre_hooks = OrderedDict()
+        inner._optimizer_step_post_hooks = OrderedDict()
+        return inner

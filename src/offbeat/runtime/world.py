@@ -19,7 +19,7 @@ from ..batch_norm import (
 )
 from ..experiment import Experiment
 from ..method import Holder
-from ..node import GradientRequest, Node, Runtime, Shard
+from ..node import GradientRequest, Node, Runtime, Shard, SharedParameters
 from ..parameters import Layout, SparseVector
 from ..problems import IID, Batches, Partition, shard, top_up
 from ..problems.classification import class_beyond
@@ -97,14 +97,30 @@ class World:
         runtime: Runtime,
         start: Tensor,
         storage: Tensor | None = None,
+        shared: SharedParameters | None = None,
     ) -> Node:
-        """A node that begins at the parameters `start` (d,), kept in `storage` if given."""
+        """A node that begins at the parameters `start` (d,), kept in `storage` if given.
+
+        With `shared` it begins at what those are by now.
+
+        Raises:
+            ValueError: the method shares its parameters and the runtime gives none to share.
+        """
+        if self.experiment.method.shares_parameters and shared is None:
+            raise ValueError(
+                f"{type(self.experiment.method).__name__} changes one vector that all workers "
+                "share, without locks; only `simulate`, and `run` on one machine, can do that, "
+                "and such a run cannot be replayed"
+            )
         layout = self.layout
         if rank in self.servers:
             layout = self.server_layouts[rank - self.servers.start]
-        start = self.part(rank, start)
-        parameters = torch.empty_like(start) if storage is None else storage
-        parameters.copy_(start)
+        if shared is not None:
+            parameters = shared.vector
+        else:
+            start = self.part(rank, start)
+            parameters = torch.empty_like(start) if storage is None else storage
+            parameters.copy_(start)
         return Node(
             rank=rank,
             workers=self.workers,
@@ -118,6 +134,7 @@ class World:
             seed=self.experiment.seed,
             shards=self.shards,
             minibatches=self.minibatch,
+            shared=shared,
         )
 
     def minibatch(self, number: int) -> Tensor:
@@ -183,14 +200,18 @@ class World:
         self, nodes: Sequence[Holder], seconds: float, samples: int, steps: int, sent: int
     ) -> Metrics:
         """One row of metrics from the live nodes."""
-        judged = self.evaluate(self.experiment.method.model(nodes))
+        method = self.experiment.method
+        judged = self.evaluate(method.model(nodes))
+        workers = [node.parameters for node in nodes if not node.is_server]
+        if method.shares_parameters:
+            workers = workers[:1]  # Copies of one vector, from different moments of a real run.
         return Metrics(
             seconds=seconds,
             samples=samples,
             steps=steps,
             loss=judged["loss"],
             accuracy=judged.get("accuracy", float("nan")),
-            consensus=consensus_distance([n.parameters for n in nodes if not n.is_server]),
+            consensus=consensus_distance(workers),
             bytes=sent,
         )
 
@@ -266,6 +287,27 @@ def _finite(vector: Tensor | SparseVector | None) -> bool:
     values = vector.values if isinstance(vector, SparseVector) else vector
     # One pass is enough where the sum is finite; that of large numbers may overflow.
     return math.isfinite(values.sum().item()) or bool(values.isfinite().all())
+
+
+def require_same_layout(expected: Layout, found: Layout, expected_at: str, found_at: str) -> None:
+    """Every node must hold the same model.
+
+    Raises:
+        RunError: naming the first parameter that differs, and both shapes.
+    """
+    if expected == found:
+        return
+    ours = dict(zip(expected.names, expected.shapes, strict=True))
+    theirs = dict(zip(found.names, found.shapes, strict=True))
+    for name in [*ours, *(name for name in theirs if name not in ours)]:
+        if ours.get(name) != theirs.get(name):
+            raise RunError(
+                f"the models differ: parameter {name} has shape {ours.get(name, 'none')} on "
+                f"{expected_at} and {theirs.get(name, 'none')} on {found_at}"
+            )
+    raise RunError(
+        f"the models differ: {expected_at} and {found_at} order their parameters differently"
+    )
 
 
 def divergence(metrics: Sequence[Metrics]) -> str | None:

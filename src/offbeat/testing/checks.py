@@ -41,7 +41,7 @@ def check_method(method: Method, *, workers: int = 4, lr: float = 0.05) -> None:
 
 
 def check_declarations(method: Method) -> None:
-    """The method is a frozen dataclass, and every class in `messages` is a message."""
+    """The method is a frozen dataclass, and what it declares is there and fits together."""
     name = type(method).__name__
     assert "__dataclass_params__" in vars(type(method)), (
         f"{name} is no dataclass of its own; declare it with @dataclass(frozen=True, kw_only=True)"
@@ -51,6 +51,15 @@ def check_declarations(method: Method) -> None:
         codec_of(message_type)
     for role in method.background:
         assert hasattr(method, role), f"{name}.background names {role!r}, which is not defined"
+    if method.shares_parameters:
+        assert method.ledger is None, (
+            f"{name} declares a ledger, but parameters that are shared without locks conserve "
+            "nothing; drop one of the two"
+        )
+        assert not method.server_count, (
+            f"{name} declares servers, but parameters that all workers share need none; drop one "
+            "of the two"
+        )
 
 
 def check_start(method: Method, *, workers: int = 4) -> None:

@@ -1,0 +1,161 @@
+"""Frames: what travels on a connection.
+
+A frame is a header (magic, version, kind, source host, payload length) and an opaque payload.
+"""
+
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+
+MAGIC = b"OFBT"
+VERSION = 1
+HEADER = struct.Struct("!4sBBxxIQ")
+
+
+class Kind(IntEnum):
+    """What a frame is for."""
+
+    CHALLENGE = 1
+    ANSWER = 2
+    WELCOME = 3
+    DATA = 4
+    GOODBYE = 5
+    SLOT = 6
+    """A slot's number and size; its descriptor comes along."""
+    RELEASE = 7
+    """Tokens of loans that are read no more."""
+    TAKEN = 8
+    """A host of that number is connected already."""
+    BEAT = 9
+    """Nothing, but a sign of life."""
+
+
+_KINDS = {kind.value: kind for kind in Kind}
+
+
+class FrameError(ConnectionError):
+    """The bytes received are not a frame that may come here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """A received frame; the payload is the receiver's own, writable memory."""
+
+    kind: Kind
+    source: int
+    payload: memoryview
+
+
+def header(kind: Kind, source: int, length: int) -> bytes:
+    """The header of a frame with a payload of `length` bytes."""
+    return HEADER.pack(MAGIC, VERSION, kind, source, length)
+
+
+def receive_into(sock: socket.socket, buffer: memoryview) -> int:
+    """Receive once into the buffer; the number of bytes."""
+    return sock.recv_into(buffer)
+
+
+class FrameReader:
+    """Assembles frames from a stream socket, one `recv` at a time.
+
+    Args:
+        limit: longest payload accepted, in bytes.
+        allocate: gives memory for a payload of so many bytes.
+        receive: as `socket.recv_into`.
+        ahead: bytes that may be received at once while a header is awaited, so that a small frame
+            costs one `recv`. At 0 it never reads beyond the frame that it assembles.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        *,
+        allocate: Callable[[int], bytearray | memoryview] = bytearray,
+        receive: Callable[[socket.socket, memoryview], int] = receive_into,
+        ahead: int = 0,
+    ) -> None:
+        self.limit = limit
+        self._allocate, self._receive = allocate, receive
+        self._staged = memoryview(bytearray(max(ahead, HEADER.size)))
+        self._first = self._last = 0
+        """Where in `_staged` lie the bytes that no frame has taken yet."""
+        self._header: tuple[Kind, int] | None = None
+        self._payload = memoryview(b"")
+        self._filled = 0
+        self.drained = False
+        """The last `recv` gave less than there was room for: there was no more."""
+
+    @property
+    def has_staged(self) -> bool:
+        """Whether the next step needs no `recv`."""
+        return self._header is None and self._last - self._first >= HEADER.size
+
+    def step(self, sock: socket.socket) -> Frame | None:
+        """Receive once, unless a header is here; the frame if that completed one.
+
+        Raises:
+            EOFError: the other end sends no more.
+            FrameError: the header is none, or announces more than `limit` bytes.
+            OSError: as `recv`; `BlockingIOError` where nothing has arrived.
+        """
+        if self._header is not None:
+            self._filled += self._receive_into(sock, self._payload[self._filled :])
+        else:
+            if not self.has_staged:
+                self._stage(sock)
+            if not self.has_staged:
+                return None
+            self._begin()
+        if self._filled < self._payload.nbytes:
+            return None
+        assert self._header is not None
+        kind, source = self._header
+        frame = Frame(kind=kind, source=source, payload=self._payload)
+        self.close()
+        return frame
+
+    def _stage(self, sock: socket.socket) -> None:
+        """Receive what a header may begin."""
+        if self._first:  # Less than a header is left; it makes room.
+            left = bytes(self._staged[self._first : self._last])
+            self._staged[: len(left)] = left
+            self._first, self._last = 0, len(left)
+        self._last += self._receive_into(sock, self._staged[self._last :])
+
+    def _begin(self) -> None:
+        """Begin a frame, with what has been received of its payload."""
+        start = self._first + HEADER.size
+        kind, source, length = self._parse(self._staged[self._first : start])
+        self._payload = memoryview(self._allocate(length))
+        self._filled = min(length, self._last - start)
+        self._first = start + self._filled
+        self._payload[: self._filled] = self._staged[start : self._first]
+        self._header = kind, source
+
+    def _receive_into(self, sock: socket.socket, buffer: memoryview) -> int:
+        count = self._receive(sock, buffer)
+        if count == 0:
+            raise EOFError
+        self.drained = count < buffer.nbytes
+        return count
+
+    def close(self) -> None:
+        """Let go of a payload, which may have arrived in part."""
+        self._header = None
+        self._payload = memoryview(b"")
+        self._filled = 0
+
+    def _parse(self, buffer: memoryview) -> tuple[Kind, int, int]:
+        magic, version, kind, source, length = HEADER.unpack(buffer)
+        if magic != MAGIC:
+            raise FrameError(f"expected a frame, got the bytes {bytes(buffer)!r}")
+        if version != VERSION:
+            raise FrameError(f"frame of version {version}, but this is version {VERSION}")
+        if kind not in _KINDS:
+            raise FrameError(f"frame of unknown kind {kind}")
+        if length > self.limit:
+            raise FrameError(f"frame of {length} bytes, the limit is {self.limit}")
+        return _KINDS[kind], source, length

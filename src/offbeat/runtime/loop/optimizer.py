@@ -1,0 +1,414 @@
+"""DistributedOptimizer: `step()` hands over `.grad` and resumes the worker."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+
+from ...encoding import decode, encode
+from ...method import Method
+from ...node import GradientRequest, Node
+from ...parameters import Layout
+from ..compute import EvaluationBuffer
+from ..gradient_log import GradientLog
+from ..host import Snapshot
+from ..memory import keep_freed_memory
+from ..scheduler import RunError, Task
+from ..spawning import socket_names
+from ..team import Team
+from ..trained import Trained, settings_of
+from ..world import require_same_layout
+from .ranks import NOTICE, RankHost
+from .rendezvous import Rendezvous, listening, machine, numbered, reachable
+from .saved import as_bytes, as_tensor, packed, unpacked
+from .words import Copy, Start
+
+
+class DistributedOptimizer(Optimizer):
+    """An optimizer whose `step` is one step of a method among the ranks of the job.
+
+    It shares its parameter groups with the user's optimizer, so learning-rate schedulers work on
+    either. Use it as a context manager: leaving the block tells the others, serves them until
+    they have left too, and loads the common model into the module.
+    """
+
+    _step_supports_amp_scaling = True
+    """A GradScaler calls `step` also when gradients have overflowed here: others have to know."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: Optimizer,
+        method: Method,
+        *,
+        scaler: GradScaler | None,
+        clip_norm: float | None,
+        seed: int,
+        record: Path | None,
+        timeout: float,
+    ) -> None:
+        if clip_norm is not None and not clip_norm > 0:
+            raise ValueError(f"clip_norm is {clip_norm:g}; it must be positive")
+        if timeout <= 0:
+            raise ValueError(f"timeout is {timeout:g}; it must be positive, in seconds")
+        self._trained = Trained(module, optimizer)
+        self._user = optimizer
+        self._scaler = scaler
+        self._clip_norm = clip_norm
+        self.buffer = EvaluationBuffer(self._trained)
+        keep_freed_memory()
+        job = Rendezvous.of_job(timeout)
+        self.rank, self.world_size = job.rank, job.size
+        _require_possible(method, self.world_size)
+        self._current: tuple[Task, GradientRequest] | None = None
+        self._ended = False
+        self._settings = settings_of(optimizer)
+        self._changes = 0
+        self._scaled_steps = 0
+        # The base class's constructor would wrap the groups anew; they stay the user's own.
+        self.defaults = optimizer.defaults
+        self.state = optimizer.state
+        self.param_groups = optimizer.param_groups
+        for hooks in ("step", "state_dict", "load_state_dict"):
+            for when in ("pre", "post"):
+                setattr(self, f"_optimizer_{hooks}_{when}_hooks", OrderedDict[int, Any]())
+        self._patch_step_function()
+        self._log: GradientLog | None = None
+        self.host = self._connected(job, method, record, timeout)
+        try:
+            self._begin(method, seed, record)
+        except BaseException:
+            self._abort()
+            raise
+        self._guard = optimizer.register_step_pre_hook(_refuse_own_step)
+
+    # Beginning
+
+    def _connected(
+        self, job: Rendezvous, method: Method, record: Path | None, timeout: float
+    ) -> RankHost:
+        """This rank's host, connected to the others, if all hold the same model."""
+        layout = self.buffer.layout
+        secret = job.share("secret", secrets.token_bytes(32))
+        first = decode(job.share("layout", encode(layout)), types=(Layout,))
+        try:
+            require_same_layout(first, layout, "rank 0", f"rank {self.rank}")
+        except RunError as error:
+            job.refuse("machine", str(error))
+            raise
+        machines = job.exchange("machine", machine())
+        if record is not None:
+            record.mkdir(parents=True, exist_ok=True)
+            self._log = GradientLog(record, self.rank)
+        host = RankHost(
+            method,
+            self.rank,
+            self.world_size,
+            listen=listening(self.rank, machines, f"{socket_names()}/{self.rank}"),
+            machines=numbered(machines),
+            secret=secret,
+            journals=record,
+            timeout=timeout,
+        )
+        try:
+            published = job.exchange("addresses", " ".join(host.transport.addresses))
+            host.connect(reachable(self.rank, machines, published), timeout)
+        except BaseException:
+            host.abort()
+            raise
+        return host
+
+    def _begin(self, method: Method, seed: int, record: Path | None) -> None:
+        """Begin where rank 0 is."""
+        if self.rank == 0:
+            constants = as_tensor(encode(self._trained.constants()))
+            self.host.tell_others(Start(self.buffer.flat, constants))
+        else:
+            start = self.host.await_word(Start, 0, "rank 0's parameters")
+            self.buffer.flat.copy_(start.parameters)
+            held = self._trained.constants()
+            for name, value in decode(as_bytes(start.constants)).items():
+                held[name].copy_(value)
+        self._team = Team(
+            self._trained.named, self._user, self.buffer, method, self.world_size, seed
+        )
+        if self._log is not None:
+            self._log.begin(self.buffer.flat)
+        for node in self._new_nodes():
+            self.host.add(node)
+        self._go()
+
+    def _new_nodes(self) -> list[Node]:
+        """The worker of this rank, and the servers that live on it."""
+        placement = self.host.placement
+        ranks = [rank for rank, place in enumerate(placement) if place == self.rank]
+        return [self._team.node(rank, self.host) for rank in ranks]
+
+    @property
+    def node(self) -> Node:
+        """This rank's worker."""
+        return self.host.scheduler.nodes[self.rank]
+
+    def _go(self) -> None:
+        self.host.begin(time.monotonic_ns())
+        self._next()
+
+    # Stepping
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Hand over the gradients in `.grad`; returns when the worker asks for the next.
+
+        Raises:
+            RunError: the method cannot go on, here or because of another rank.
+            ValueError: parameters were frozen, or parameter groups added.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self._ended or self._current is None:
+            raise RunError("step() after the with block has ended, or after an error")
+        self._user._opt_called = True  # pyright: ignore[reportAttributeAccessIssue]  # For schedulers on it.
+        if self._skipped():
+            return loss
+        self._retune_if_changed()
+        task, request = self._current
+        vector = self._gradient()
+        self._current = None
+        if self._log is not None:
+            self._log.append(vector)
+        value = float("nan") if loss is None else float(torch.as_tensor(loss).detach())
+        self.host.fulfil(task, request, vector, value, self.host.elapsed)
+        self._next()
+        return loss
+
+    def _skipped(self) -> bool:
+        """Whether a GradScaler found gradients to have overflowed, here or where it matters.
+
+        Ranks of a synchronous method skip together: each has to make the same number of steps.
+        """
+        found: Tensor | float | None = getattr(self, "found_inf", None)
+        if found is None:
+            return False
+        overflow = bool(found)
+        if not self.host.scheduler.method.synchronous:
+            return overflow
+        self._scaled_steps += 1
+        with self._ending_on_error():
+            anywhere = self.host.overflow_anywhere(self._scaled_steps, overflow)
+        if anywhere and not overflow and self._scaler is not None:
+            # From this its update() learns that the step was skipped.
+            for own in self._scaler._found_inf_per_device(self).values():
+                own.fill_(1.0)
+        return anywhere
+
+    def _gradient(self) -> Tensor:
+        """What is handed over: of scaled gradients unscaled, and clipped if so asked, (d,)."""
+        # Where it is sent from without a copy.
+        vector = self.host.buffer(self.buffer.flat)
+        self.buffer.layout.flatten(self._trained.gradients(), out=vector)
+        scale: Tensor | None = getattr(self, "grad_scale", None)
+        if scale is not None:
+            # As GradScaler itself does it, to the bit.
+            vector.mul_(scale.double().reciprocal().float())
+        if self._clip_norm is not None:
+            norm = torch.linalg.vector_norm(vector)
+            vector.mul_((self._clip_norm / (norm + 1e-6)).clamp(max=1.0))
+        return vector
+
+    def _retune_if_changed(self) -> None:
+        """What a scheduler did to the user's groups holds for every optimizer of this rank."""
+        settings = settings_of(self._user)
+        if settings == self._settings:
+            return
+        if len(settings) != len(self._settings):
+            raise ValueError(_NO_NEW_GROUPS)
+        self._settings = settings
+        self._changes += 1
+        if self._log is not None:
+            self._log.retuned(settings)
+        self.host.retune(settings, self._changes - 1)
+
+    def _next(self) -> None:
+        """Wait for the worker's next request and load its snapshot into the module."""
+        host, waited = self.host, 0.0
+        notice = min(NOTICE, host.timeout)
+        while (asked := host.next_request(notice)) is None:
+            with self._ending_on_error():
+                host.require_alive()
+                waited += notice
+                waits = "; ".join(host.status().waiting)
+                if waited >= host.timeout:
+                    raise RunError(f"rank {self.rank} has waited for {waited:.0f} s: {waits}")
+            print(f"offbeat: rank {self.rank} has waited for {waited:.0f} s: {waits}", flush=True)
+        self._current = asked
+        self.buffer.flat.copy_(asked[1].snapshot)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for _, parameter in self._trained.named:
+            if set_to_none:
+                parameter.grad = None
+            elif parameter.grad is not None:
+                parameter.grad.zero_()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        raise ValueError(_NO_NEW_GROUPS)
+
+    # Saving
+
+    def state_dict(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """This rank's part of the job, for `torch.save`: parameters, optimizers, states, counts.
+
+        A collective: every rank calls it after the same number of steps, and keeps its own part.
+        The module's buffers and frozen parameters are in the module's own state_dict.
+
+        Raises:
+            RunError: a rank has left its loop, or does not come.
+        """
+        with self._ending_on_error(), self.host.standstill("state_dict()"):
+            return packed(self.host, settings_of(self._user), self._scaled_steps)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Go on where `state_dict` was called; the module gets the parameters of that moment.
+
+        A collective: every rank calls it, with its own part.
+
+        Raises:
+            ValueError: the part is of another rank, method, model or number of ranks.
+            RunError: a rank has left its loop, or does not come.
+        """
+        if self._log is not None:
+            raise ValueError("a recorded job cannot be resumed; leave record out")
+        saved = unpacked(state_dict, self.host, len(self.param_groups))
+        with self._ending_on_error(), self.host.standstill("load_state_dict()"):
+            self.host.replace(self._new_nodes(), saved)
+            # A scheduler may have changed them since the last step before they were saved.
+            self.host.retune(state_dict["param_groups"], self._changes)
+        for group, settings in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            group.update(settings)
+        self._settings = settings_of(self._user)
+        self._scaled_steps = state_dict["scaled_steps"]
+        self._go()
+
+    # The common model
+
+    @contextlib.contextmanager
+    def consensus(self) -> Generator[nn.Module]:
+        """The module with the model that all ranks stand for; its own comes back after.
+
+        A collective: every rank calls it after the same number of steps. Buffers do not travel:
+        batch norm's statistics are this rank's, of its own parameters, until
+        `offbeat.reestimate_statistics(model, batches)` estimates those of the common model.
+        """
+        module = self._trained.whole
+        kept = self.buffer.flat.clone()
+        buffers = [buffer.clone() for buffer in module.buffers()]
+        with self._ending_on_error():
+            self.buffer.flat.copy_(self._common_model("consensus()"))
+        try:
+            yield module
+        finally:
+            self.buffer.flat.copy_(kept)
+            for buffer, before in zip(module.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+
+    def _common_model(self, what: str) -> Tensor:
+        host = self.host
+        copies = {snapshot.rank: snapshot for snapshot in host.snapshots()}
+        types = tuple({t for snapshot in copies.values() for t in snapshot.states})
+        for snapshot in copies.values():
+            states = as_tensor(encode(list(snapshot.states.values())))
+            host.tell_others(Copy(snapshot.rank, snapshot.parameters, states))
+        for rank in host.others:
+            with host.bearing_loss():
+                for _ in range(host.placement.count(rank)):
+                    said = host.await_word(Copy, rank, f"rank {rank}'s copy for {what}")
+                    held = decode(as_bytes(said.states), types)
+                    states = {type(state): state for state in held}
+                    is_server = said.rank >= self.world_size
+                    copies[said.rank] = Snapshot(said.rank, is_server, said.parameters, states)
+        return host.scheduler.method.model([copies[rank] for rank in sorted(copies)])
+
+    # The end
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None or self.host.failure is not None:
+            self._abort()
+            return
+        with self._ending_on_error():
+            self._ended = True
+            self.host.leave_loop()
+            self.host.settle("the end")
+            self.buffer.flat.copy_(self._common_model("the end"))
+            self.host.hang_up()
+        self._abort()
+
+    @contextlib.contextmanager
+    def _ending_on_error(self) -> Generator[None]:
+        """What the ranks cannot settle ends this one's part, and shows as one line."""
+        try:
+            yield
+        except RunError:
+            self._abort()
+            raise
+
+    def _abort(self) -> None:
+        self._ended = self.host.over = True
+        self.host.finish()
+        self.host.abort()
+        if self._log is not None:
+            self._log.close()
+        if hasattr(self, "_guard"):
+            self._guard.remove()
+
+
+_NO_NEW_GROUPS = (
+    "parameter groups cannot be added inside the block; add them before distribute(), or leave "
+    "the block and call it again"
+)
+
+
+def _refuse_own_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    raise RunError(
+        "this optimizer's step() would change this rank's copy only; call step() of the one that "
+        "distribute() returned"
+    )
+
+
+def _require_possible(method: Method, ranks: int) -> None:
+    """Raise ValueError unless that method can run in a user's loop of that many ranks."""
+    method.validate(ranks)
+    name = type(method).__name__
+    if method.chooses_samples:
+        raise ValueError(
+            f"{name} chooses the samples of each gradient, which the user's "
+            "own loop does itself; use a method that leaves them to the loop"
+        )
+    if method.shares_parameters:
+        raise ValueError(
+            f"{name} changes one vector in the memory of all workers, which a user's own loop "
+            "does not have; run it with offbeat.run"
+        )
+    if method.server_count > ranks:
+        raise ValueError(
+            f"{method.server_count} servers need as many ranks to live on; there are {ranks}"
+        )

@@ -1,0 +1,121 @@
+"""Rounds: how a worker that already awaits its gradient is captured as it was when its round began.
+
+Between two steps of the user's loop a worker is inside a round: it has asked for a gradient, and
+may have sent things before, as D-PSGD does. Begun anew it will send them again. So they are left
+out of what their receivers, who have not read them yet, are captured with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..scheduler import Mailbox, RunError, Scheduler, Task
+
+Sent = Mapping[tuple[int, int], int]
+"""Messages so far, from one node to another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """A worker at one point of a round."""
+
+    random: Any
+    """Of `random.Random.getstate`."""
+    sent: dict[int, int]
+    """Messages so far, to each node."""
+    done: tuple[int, int, int]
+    """Counts of what cannot be left out: messages read, mixings, coroutines started."""
+
+    @classmethod
+    def of(cls, scheduler: Scheduler, task: Task, sent: Sent) -> Moment:
+        node = task.node
+        mailbox = scheduler.mailboxes[node.rank]
+        read = sum(mailbox.counts.values()) - len(mailbox.unread())
+        return cls(
+            random=node.rng.getstate(),
+            sent={to: count for (source, to), count in sent.items() if source == node.rank},
+            done=(read, node._mixes, scheduler._next_id[node.rank]),
+        )
+
+
+@dataclass(kw_only=True)
+class Round:
+    """A worker's present round, as far as its request for a gradient."""
+
+    began: Moment
+    asked: Moment | None = None
+
+    def sent_before_asking(self) -> dict[int, range]:
+        """The numbers of the messages to each node that it sent before it asked for a gradient.
+
+        Raises:
+            RunError: it did more than that, which cannot be left out.
+        """
+        if self.asked is None or self.asked.done != self.began.done:
+            raise RunError(
+                "this method cannot be saved inside a loop: in a round, it reads messages or "
+                "changes its parameters before it asks for a gradient"
+            )
+        return {to: range(self.began.sent.get(to, 0), n) for to, n in self.asked.sent.items()}
+
+
+@contextlib.contextmanager
+def rewound(
+    scheduler: Scheduler, rank: int, own: Round | None, sent: Mapping[int, Mapping[int, range]]
+) -> Generator[None]:
+    """A node as when its round began, for a moment in which nothing runs.
+
+    Args:
+        own: its present round, if it is a worker.
+        sent: by worker and receiver, the numbers of the messages that are left out.
+
+    Raises:
+        RunError: such a message has been read already.
+    """
+    mailbox, earlier = scheduler.mailboxes[rank], Mailbox()
+    earlier.counts = dict(mailbox.counts)
+    left_out = {source: to[rank] for source, to in sent.items() if rank in to}
+    for kind, queue in mailbox.by_type.items():
+        earlier.by_type[kind] = deque(m for m in queue if m[2] not in left_out.get(m[0], ()))
+    found = len(mailbox.unread()) - len(earlier.unread())
+    if found != sum(len(numbers) for numbers in left_out.values()):
+        raise RunError(
+            f"this method cannot be saved inside a loop: node {rank} has read what others sent "
+            "before they asked for a gradient"
+        )
+    scheduler.mailboxes[rank] = earlier
+    try:
+        if own is None:
+            yield
+        else:
+            with _at(own.began, next(t for t in scheduler.tasks[rank] if t.id == 0)):
+                yield
+    finally:
+        scheduler.mailboxes[rank] = mailbox
+
+
+@contextlib.contextmanager
+def _at(moment: Moment, worker: Task) -> Generator[None]:
+    random, fresh = worker.node.rng.getstate(), worker.fresh
+    worker.node.rng.setstate(moment.random)
+    worker.fresh = True
+    try:
+        yield
+    finally:
+        worker.node.rng.setstate(random)
+        worker.fresh = fresh
+
+
+def renumber(mailbox: Mailbox, rank: int, received: Sent) -> None:
+    """Number what a node was saved with as if it had come by the connections of this job."""
+    ahead = {source: received.get((source, rank), 0) for source in mailbox.counts}
+    for kind, queue in mailbox.by_type.items():
+        mailbox.by_type[kind] = deque(
+            (source, message, number + ahead[source] - mailbox.counts[source])
+            for source, message, number in queue
+        )
+    mailbox.counts = {source: count for (source, to), count in received.items() if to == rank}

@@ -1,0 +1,172 @@
+"""Mappings: other hosts' slots, read in place.
+
+A slot is mapped privately: its pages are the sender's own until the receiver writes one, and then
+that page alone becomes a copy. So a received payload is the receiver's, at no cost unless used.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import fcntl
+import mmap
+import os
+import socket
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .framing import FrameError
+from .slots import SEALS
+
+SLOT_LIMIT = 64
+"""Slots that one host may have us map."""
+BYTE_LIMIT = 1 << 38
+"""Address space that one host may have us map; the memory is the sender's."""
+DESCRIPTORS_PER_READ = 4
+_PRESENT, _OF_FILE = np.uint64(1 << 63), np.uint64(1 << 61)
+_DESCRIPTOR_BYTES = array.array("i").itemsize
+_ANCILLARY_BYTES = socket.CMSG_SPACE(DESCRIPTORS_PER_READ * _DESCRIPTOR_BYTES)
+_TRUNCATED = int(socket.MSG_CTRUNC)  # With the enumeration's own member `&` takes microseconds.
+
+
+class DescriptorReceiver:
+    """Receives bytes, and the descriptors that come with them."""
+
+    def __init__(self) -> None:
+        self._arrived: deque[int] = deque()
+
+    def __call__(self, sock: socket.socket, buffer: memoryview) -> int:
+        """As `recv_into`.
+
+        Raises:
+            FrameError: more descriptors came than may, or than this process may have.
+        """
+        count, ancillary, flags, _ = sock.recvmsg_into([buffer], _ANCILLARY_BYTES)
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                whole = len(content) - len(content) % _DESCRIPTOR_BYTES
+                self._arrived.extend(array.array("i", content[:whole]))
+        if flags & _TRUNCATED or len(self._arrived) > DESCRIPTORS_PER_READ:
+            raise FrameError("more descriptors than may be, or than `ulimit -n` allows")
+        return count
+
+    def take(self) -> int:
+        """The next descriptor; it is the caller's to close.
+
+        Raises:
+            FrameError: none has come.
+        """
+        if not self._arrived:
+            raise FrameError("a slot without its descriptor")
+        return self._arrived.popleft()
+
+    def close(self) -> None:
+        while self._arrived:
+            os.close(self._arrived.popleft())
+
+
+@dataclass(eq=False)
+class _Mapped:
+    """A slot of another host. Each loan of it has a mapping to itself while it is read."""
+
+    fd: int
+    size: int
+    idle: list[mmap.mmap] = field(default_factory=list[mmap.mmap])
+
+
+class Mappings:
+    """What one other host has lent this one.
+
+    Args:
+        on_release: told the token of a loan that nobody here refers to any more, from any thread,
+            even in the middle of a garbage collection: it must not wait for anything.
+    """
+
+    def __init__(self, on_release: Callable[[int], None]) -> None:
+        self._slots: dict[int, _Mapped] = {}
+        self._on_release = on_release
+        self._read: deque[tuple[_Mapped, mmap.mmap]] = deque()
+        self._bytes = 0
+
+    def add(self, number: int, size: int, fd: int) -> None:
+        """Know a slot by its descriptor, which is closed if it is refused.
+
+        Raises:
+            FrameError: it is no slot, of another size, or one too many.
+        """
+        try:
+            if number in self._slots:
+                raise FrameError(f"slot {number} for the second time")
+            if len(self._slots) >= SLOT_LIMIT:
+                raise FrameError(f"slot {number} is one of more than {SLOT_LIMIT}")
+            try:
+                sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & SEALS == SEALS
+            except OSError:
+                sealed = False
+            if not sealed or size <= 0 or os.fstat(fd).st_size != size:
+                raise FrameError(f"slot {number} is no sealed memory of {size} bytes")
+        except FrameError:
+            os.close(fd)
+            raise
+        self._slots[number] = _Mapped(fd, size)
+
+    def view(self, number: int, token: int, offset: int, length: int) -> memoryview:
+        """The bytes of a loan, which is released when nothing refers to them any more.
+
+        Raises:
+            FrameError: no such slot, or bytes beyond its end.
+        """
+        slot = self._slots.get(number)
+        if slot is None or length < 1 or offset + length > slot.size:
+            raise FrameError(f"{length} bytes at {offset} of slot {number}, which has them not")
+        self.tidy()
+        memory = slot.idle.pop() if slot.idle else self._map(slot)
+        lent = (ctypes.c_ubyte * length).from_buffer(memory, offset)
+        weakref.finalize(lent, self._release, slot, memory, token).atexit = False
+        return memoryview(lent).cast("B")
+
+    def close(self) -> None:
+        """Let go of all slots; payloads that are still referred to live on."""
+        for slot in self._slots.values():
+            os.close(slot.fd)
+        self._slots.clear()
+        self._read.clear()
+
+    def _map(self, slot: _Mapped) -> mmap.mmap:
+        if self._bytes + slot.size > BYTE_LIMIT:
+            raise FrameError(f"more than {BYTE_LIMIT} bytes to map")
+        try:
+            memory = mmap.mmap(slot.fd, slot.size, flags=mmap.MAP_PRIVATE)
+        except OSError as error:
+            raise FrameError(f"cannot map {slot.size} bytes: {error.strerror}") from error
+        self._bytes += slot.size
+        return memory
+
+    def _release(self, slot: _Mapped, memory: mmap.mmap, token: int) -> None:
+        self._read.append((slot, memory))
+        self._on_release(token)
+
+    def tidy(self) -> None:
+        """Make the mappings of loans that were released ready for the next."""
+        while self._read:
+            slot, memory = self._read.popleft()
+            if _has_private_pages(memory):
+                memory.madvise(mmap.MADV_DONTNEED)
+            slot.idle.append(memory)
+
+
+def _has_private_pages(memory: mmap.mmap) -> bool:
+    """Whether this process has written to some page, which so is no longer the file's."""
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    entries = len(memory) // mmap.PAGESIZE
+    try:
+        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+            pagemap.seek(address // mmap.PAGESIZE * 8)
+            pages = np.frombuffer(pagemap.read(entries * 8), dtype=np.uint64)
+    except OSError:
+        return True
+    return len(pages) != entries or bool(((pages & (_PRESENT | _OF_FILE)) == _PRESENT).any())

@@ -1,0 +1,98 @@
+"""Outbox: frames on their way into a socket, as far as it has not taken them."""
+
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+from .framing import HEADER, Kind, header
+from .slots import Slot
+
+BUFFERS_PER_WRITE = 64
+JOINED = 1 << 14
+"""Bytes of a frame that cost less to copy than to be written piece by piece."""
+SLOT = struct.Struct("!IQ")
+"""Content of a SLOT frame: its number and size."""
+
+
+class Outbox:
+    """A queue of bytes, with the descriptors that travel along.
+
+    Args:
+        host: this host, whom frames name as their source.
+        on_queued: told by how many bytes it grew or shrank.
+    """
+
+    def __init__(self, host: int, on_queued: Callable[[int], None]) -> None:
+        self._host, self._on_queued = host, on_queued
+        self._views: deque[memoryview] = deque()
+        self._handover: deque[tuple[memoryview, Slot]] = deque()
+        """Slots whose descriptor goes with the first byte of that view."""
+
+    def __bool__(self) -> bool:
+        return bool(self._views)
+
+    def append(self, kind: Kind, content: Sequence[memoryview] = ()) -> None:
+        """Queue a frame."""
+        length = sum([view.nbytes for view in content])
+        head = header(kind, self._host, length)
+        if length <= JOINED:
+            self._views.append(memoryview(b"".join([head, *content])))
+        else:
+            self._views.append(memoryview(head))
+            self._views.extend(content)
+        self._on_queued(HEADER.size + length)
+
+    def append_slot(self, slot: Slot) -> None:
+        """Queue a SLOT frame with the slot's descriptor."""
+        first = len(self._views)
+        self.append(Kind.SLOT, [memoryview(SLOT.pack(slot.number, slot.size))])
+        self._handover.append((self._views[first], slot))
+
+    def write(self, sock: socket.socket) -> int:
+        """Give the socket what it takes now; how many bytes that were.
+
+        Raises:
+            OSError: as `sendmsg`, `BlockingIOError` apart: the connection is broken.
+        """
+        total = 0
+        # A write ends where the next descriptor begins; there are no more than these.
+        for _ in range(1 + len(self._handover)):
+            try:
+                sent = self._write_once(sock)
+            except BlockingIOError:
+                break
+            total += sent
+            self._on_queued(-sent)
+            while sent > 0:
+                if sent < self._views[0].nbytes:
+                    self._views[0] = self._views[0][sent:]
+                    break
+                sent -= self._views.popleft().nbytes
+            if not self._views:
+                break
+        return total
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self._on_queued(-sum(view.nbytes for view in self._views))
+        self._views.clear()
+        self._handover.clear()
+
+    def _write_once(self, sock: socket.socket) -> int:
+        views: list[memoryview] = []
+        ancillary: list[tuple[int, int, bytes]] = []
+        first = self._handover[0][0] if self._handover else None
+        for view in islice(self._views, BUFFERS_PER_WRITE):
+            if view is first and not views:
+                descriptor = struct.pack("@i", self._handover[0][1].fd)
+                ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptor)]
+                first = self._handover[1][0] if len(self._handover) > 1 else None
+            elif view is first:
+                break
+            views.append(view)
+        sent = sock.sendmsg(views, ancillary, socket.MSG_NOSIGNAL)
+        if ancillary and sent:
+            self._handover.popleft()
+        return sent

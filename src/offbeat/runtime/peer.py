@@ -1,0 +1,244 @@
+"""Peer: the connection to another host, and all that is said on it after the handshake."""
+
+import contextlib
+import ctypes
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from torch import Tensor
+
+from .framing import Frame, FrameError, FrameReader, Kind, receive_into
+from .liveness import BEAT_SECONDS, Pulse
+from .mappings import SLOT_LIMIT, DescriptorReceiver, Mappings
+from .outbox import SLOT, Outbox
+from .payload import compose, split
+from .reactor import Reactor
+from .slots import SHARED_FROM, Loan, Pool
+from .tls import has_pending
+
+Part: TypeAlias = "bytes | bytearray | memoryview | Tensor"
+AHEAD = 1 << 14
+"""Bytes that are received at once, before it is known what they are."""
+PAYLOAD_OVERHEAD = 1 << 20
+"""What a frame may have in tables and padding."""
+_TOKEN = struct.Struct("!Q")
+
+
+class Peer:
+    """One connection. The lock guards what is written; the reactor's thread reads.
+
+    Args:
+        host: the host at the other end.
+        own: this host.
+        sock: after the handshake.
+        reactor: whose thread reads.
+        on_ready: called there when there is something to read or room to write.
+        pool: slots that are lent; large payloads from the socket land there too.
+        limit: longest frame accepted, in bytes.
+        patience: seconds of silence borne from another machine.
+        on_queued: told by how many bytes the outbox grew or shrank, under the lock.
+        on_release: told of each loan from there that is read no more, from any thread.
+    """
+
+    def __init__(
+        self,
+        host: int,
+        sock: socket.socket,
+        *,
+        own: int,
+        reactor: Reactor,
+        on_ready: Callable[["Peer"], None],
+        pool: Pool,
+        limit: int,
+        patience: float,
+        on_queued: Callable[[int], None],
+        on_release: Callable[["Peer", int], None],
+    ) -> None:
+        sock.setblocking(False)
+        self.host, self.sock, self._pool = host, sock, pool
+        self.lock = threading.Lock()
+        self.sendable = self.reading = True
+        self.leaving = False
+        """We have said goodbye."""
+        self.has_left = False
+        """It has said goodbye."""
+        self.outbox = Outbox(own, on_queued)
+        self._shares = sock.family == socket.AF_UNIX
+        """Payloads may be lent in slots: it is on this machine."""
+        self.pulse = None if self._shares else Pulse(sock, time.monotonic(), patience)
+        self._known: set[int] = set()
+        """Slots of ours that it has been handed."""
+        self._mappings = Mappings(lambda token: on_release(self, token))
+        self._descriptors = DescriptorReceiver()
+        self._reader = FrameReader(
+            limit + PAYLOAD_OVERHEAD,
+            allocate=lambda size: pool.buffer(size) if size >= SHARED_FROM else bytearray(size),
+            receive=self._descriptors if self._shares else receive_into,
+            ahead=AHEAD,
+        )
+        self._reactor = reactor
+        self._interest = select.EPOLLIN
+        reactor.watch(sock, lambda: on_ready(self))
+
+    # Receiving
+
+    def receive(self) -> list[memoryview] | None:
+        """Receive once; the parts of a DATA frame if that completed one.
+
+        Raises:
+            EOFError: the other end sends no more.
+            FrameError: a frame that may not come, or that does not hold what it says.
+            OSError: as `recv`; `BlockingIOError` where nothing has arrived.
+        """
+        frame = self._reader.step(self.sock)
+        if self.pulse is not None:
+            self.pulse.heard = time.monotonic()
+        if frame is None:
+            return None
+        if frame.source != self.host:
+            raise FrameError(f"frame {frame.kind.name} in the name of host {frame.source}")
+        if frame.kind is Kind.DATA:
+            return split(frame.payload, self._mappings.view)
+        if frame.kind is Kind.SLOT:
+            self._add_slot(frame)
+        elif frame.kind is Kind.RELEASE:
+            self._take_back(frame)
+        elif frame.kind is Kind.GOODBYE:
+            self.has_left = True
+        elif frame.kind is not Kind.BEAT:
+            raise FrameError(f"frame {frame.kind.name} after the handshake")
+        return None
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is a frame that needs no event to be read."""
+        return self._reader.has_staged or has_pending(self.sock)
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether, as far as the last `receive` could tell, nothing more is here."""
+        return self._reader.drained and not self._reader.has_staged
+
+    def _add_slot(self, frame: Frame) -> None:
+        fd = self._descriptors.take()
+        if frame.payload.nbytes != SLOT.size:
+            os.close(fd)
+            raise FrameError(f"SLOT of {frame.payload.nbytes} bytes")
+        number, size = SLOT.unpack(frame.payload)
+        self._mappings.add(number, size, fd)
+
+    def _take_back(self, frame: Frame) -> None:
+        if frame.payload.nbytes % _TOKEN.size:
+            raise FrameError(f"RELEASE of {frame.payload.nbytes} bytes")
+        for (token,) in _TOKEN.iter_unpack(frame.payload):
+            if not self._pool.give_back(token, self.host):
+                raise FrameError(f"RELEASE of loan {token}, which it has not")
+
+    # Sending
+
+    def send(self, parts: Sequence[Part]) -> bool:
+        """Queue a DATA frame, and write what can be written; False if nothing more can be sent."""
+        if not self.sendable:
+            return False
+        ready = [self._ready(part) for part in parts]
+        with self.lock:
+            if self.sendable:
+                idle = not self.outbox
+                for part in ready:
+                    if isinstance(part, Loan) and part.slot.number not in self._known:
+                        self._known.add(part.slot.number)
+                        self.outbox.append_slot(part.slot)
+                self.outbox.append(Kind.DATA, compose(ready))
+                return self.flush() if idle else True
+        for part in ready:
+            if isinstance(part, Loan):
+                self._pool.give_back(part.token, self.host)
+        return False
+
+    def release(self, tokens: Sequence[int]) -> None:
+        """Tell it that these loans are read no more, and make their mappings ready for others."""
+        content = b"".join(_TOKEN.pack(token) for token in tokens)
+        with self.lock:
+            if self.sendable:
+                self.push(Kind.RELEASE, [memoryview(content)])
+        self._mappings.tidy()
+
+    def beat(self, now: float) -> None:
+        """Give a sign of life, unless something was written lately."""
+        with self.lock:
+            silent = self.pulse is not None and now - self.pulse.spoke >= BEAT_SECONDS
+            if silent and self.sendable and not self.outbox:
+                self.push(Kind.BEAT)
+
+    def _ready(self, part: Part) -> memoryview | Loan:
+        """A part as it is written: bytes that nobody changes, or a loan."""
+        if not isinstance(part, Tensor):
+            view = memoryview(part)
+            # Bytes: a view of floats would be sliced by items. Empty ones cannot always be cast.
+            return view.cast("B") if view.nbytes > 0 else memoryview(b"")
+        if part.nbytes < SHARED_FROM:
+            return memoryview(ctypes.string_at(part.data_ptr(), part.nbytes))
+        with contextlib.suppress(OSError):
+            if self._shares:
+                loan = self._pool.lend(part, self.host)
+                if loan.slot.number in self._known or len(self._known) < SLOT_LIMIT:
+                    return loan
+                self._pool.give_back(loan.token, self.host)
+        return self._pool.readable(part, self.host)
+
+    # With the lock held
+
+    def push(self, kind: Kind, content: Sequence[memoryview] = ()) -> bool:
+        """Queue a frame, and write what can be written; False if the connection is broken."""
+        idle = not self.outbox
+        self.outbox.append(kind, content)
+        return self.flush() if idle else True
+
+    def flush(self) -> bool:
+        """Write what the socket takes now; False if the connection is broken."""
+        try:
+            sent = self.outbox.write(self.sock)
+        except OSError:
+            # What the peer sent before is still to be read, up to the end that this makes.
+            self.sendable = False
+            self.outbox.clear()
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RDWR)
+            self.watch()
+            return False
+        if self.pulse is not None:
+            self.pulse.wrote(sent, time.monotonic())
+        if self.leaving and not self.outbox:
+            # The peer may still be sending: closing now would reset the connection and lose
+            # what is under way to it. It answers the goodbye by closing its end.
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_WR)
+        self.watch()
+        return True
+
+    def watch(self) -> None:
+        """Wait for what the connection is to do next."""
+        interest = select.EPOLLIN if self.reading else 0
+        if self.outbox:
+            interest |= select.EPOLLOUT
+        if interest != self._interest:
+            self._interest = interest
+            self._reactor.expect(self.sock, interest)
+
+    def close(self) -> None:
+        """Close the connection; payloads received live on."""
+        self._reactor.unwatch(self.sock)
+        self.forget()
+
+    def forget(self) -> None:
+        """Close the descriptors only: in a forked child the connection is not ours to end."""
+        self.sock.close()
+        self._reader.close()
+        self._descriptors.close()
+        self._mappings.close()

@@ -1,0 +1,95 @@
+"""Seats: the processes of a run as its coordinator sees them, and what they report together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from ..parameters import Layout
+from ..trace import Trace
+from .host import Snapshot, Status
+from .pace import Punctuality
+
+DEPARTED = "departed before the checkpoint"
+TO_COME = "is yet to come"
+
+
+@dataclass(kw_only=True, eq=False)
+class Seat:
+    """One process of the run: what is known of it."""
+
+    host: int
+    ranks: list[int]
+    agent: int | None = None
+    """The agent that started it; None if this process did."""
+    heard: float = field(default_factory=time.monotonic)
+    """When it last gave a sign of life, on the monotonic clock."""
+    addresses: tuple[str, ...] = ()
+    layout: Layout | None = None
+    met: bool = False
+    """It is connected to the others."""
+    status: Status | None = None
+    snapshots: list[Snapshot] | None = None
+    """What it brought home."""
+    trace: Trace | None = None
+    punctuality: dict[int, Punctuality] = field(default_factory=dict[int, Punctuality])
+    failed: str | None = None
+    """Why it cannot go on, in its own words."""
+    unplugged: float | None = None
+    """When its connection ended."""
+    ended: str | None = None
+    """How its process ended, as far as that is known here."""
+    arriving: bool = False
+    """It has been started while the run goes on, and does not take part yet."""
+    restored: bool = False
+    """It has taken over the states that it was given last."""
+    gone: str | None = None
+    """Why it takes no part any more."""
+
+    @property
+    def names(self) -> str:
+        return "node " + " and ".join(map(str, self.ranks))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is to be heard of it."""
+        return self.unplugged is not None or (self.ended is not None and not self.addresses)
+
+
+def quiet(live: Sequence[Seat], absent: set[int]) -> bool:
+    """Nobody computes, and every message sent has been received; `absent` nodes have departed."""
+    statuses = [seat.status for seat in live]
+    if any(status is None or not status.idle for status in statuses):
+        return False
+    alive = {rank for seat in live for rank in seat.ranks}
+    sent: dict[tuple[int, int], int] = {}
+    received: dict[tuple[int, int], int] = {}
+    for status in statuses:
+        assert status is not None
+        if not absent <= status.departed:
+            return False
+        sent |= status.sent
+        received |= status.received
+    pairs = {pair for pair in sent | received if set(pair) <= alive}
+    return all(sent.get(pair, 0) == received.get(pair, 0) for pair in pairs)
+
+
+def waits(seats: Iterable[Seat]) -> str:
+    """What everyone waits for, and since when nothing was heard of it."""
+    now = time.monotonic()
+    return "; ".join(
+        f"{wait}, last heartbeat {now - seat.heard:.1f} s ago"
+        for seat in seats
+        for wait in (seat.status.waiting if seat.status else [])
+    )
+
+
+def latenesses(seats: Iterable[Seat]) -> list[str]:
+    """Whose gradients could not keep to the times that were to be injected."""
+    return [
+        f"worker {rank}: {kept.late:,} of {kept.gradients:,} gradients took longer than injected"
+        for seat in seats
+        for rank, kept in sorted(seat.punctuality.items())
+        if kept.late
+    ]

@@ -1,0 +1,133 @@
+"""Spawning: the processes that one machine gives to a run; started, watched and ended here."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+from ..experiment import Experiment
+from .child import Assignment, main
+
+PRELOADED = ("offbeat.runtime.child", "sklearn.datasets")
+"""Imported once, before the processes are forked: what takes each of them seconds otherwise."""
+
+
+def socket_names() -> str:
+    """How the Unix sockets of one run's processes on this machine are called: "unix:@.../{host}".
+
+    They have no files, so that nothing of them is left, whoever is killed.
+    """
+    return f"unix:@offbeat-{os.getpid()}-{secrets.token_hex(8)}"
+
+
+@dataclass(eq=False)
+class _Started:
+    process: Any
+    lifeline: Any
+    """It ends when the other end of this pipe does."""
+    reported: bool = False
+
+
+class Spawner:
+    """The processes that this one has started."""
+
+    def __init__(self) -> None:
+        self._started: dict[int, _Started] = {}
+
+    def start(self, assignments: Iterable[Assignment]) -> None:
+        """Start one process for each assignment."""
+        # One server process imports torch once; every child is forked from it, not from here.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(PRELOADED))
+        # Interrupts are the coordinator's to handle; the server inherits that they are blocked.
+        # The tracker comes first, for its own start unblocks them.
+        resource_tracker.ensure_running()
+        masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+        for assignment in assignments:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=main, args=(assignment, theirs), daemon=True)
+            self._started[assignment.host] = _Started(process, ours)
+            process.start()
+            theirs.close()
+
+    def __contains__(self, host: int) -> bool:
+        return host in self._started
+
+    def kill(self, host: int) -> None:
+        self._started[host].process.kill()
+
+    def ended(self) -> dict[int, str]:
+        """How processes have ended since this was asked last, by host."""
+        found: dict[int, str] = {}
+        for host, started in self._started.items():
+            code = None if started.reported else started.process.exitcode
+            if code is not None:
+                started.reported = True
+                found[host] = _said(started.lifeline) or _how(code)
+        return found
+
+    def end(self, patience: float, meanwhile: Callable[[], object]) -> None:
+        """Wait until all are over, `patience` seconds at most, then kill those that are not."""
+        deadline = time.monotonic() + patience
+        running = [s for s in self._started.values() if s.process.pid is not None]
+        while any(s.process.is_alive() for s in running) and time.monotonic() < deadline:
+            meanwhile()
+        for started in running:
+            started.process.kill()
+            started.process.join()
+            started.lifeline.close()
+        self._started.clear()
+
+
+def _said(lifeline: Any) -> str | None:
+    """What a process said before its end, if it could not say it otherwise."""
+    try:
+        return lifeline.recv_bytes().decode() if lifeline.poll() else None
+    except (EOFError, OSError):
+        return None
+
+
+def _how(code: int) -> str:
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"
+
+
+def require_sendable(experiment: Experiment) -> None:
+    """Raise ValueError unless processes can be given that experiment."""
+    try:
+        ForkingPickler.dumps(experiment)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"the experiment cannot be sent to processes ({reason}): define functions and classes "
+            "at the top level of a file, and give arguments by functools.partial instead of lambda"
+        ) from error
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Generator[None]:
+    """Ignore interrupts, where they arrive."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

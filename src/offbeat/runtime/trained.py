@@ -1,0 +1,115 @@
+"""What of the user's module and optimizer a method trains, and what may not change meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..parameters import UNUSABLE
+
+
+class Trained(nn.Module):
+    """A module of which only the parameters that require gradients count.
+
+    Frozen ones are constants: no optimizer steps them, and nothing of them travels after the
+    start.
+
+    Raises:
+        ValueError: one of them is not in the optimizer, or they differ in dtype or device.
+    """
+
+    def __init__(self, whole: nn.Module, optimizer: Optimizer) -> None:
+        super().__init__()
+        self.whole = whole
+        self.named = [(n, p) for n, p in whole.named_parameters() if p.requires_grad]
+        require_usable(optimizer)
+        self._require_held(optimizer)
+        self._require_alike()
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        return iter(self.named)
+
+    def constants(self) -> dict[str, Tensor]:
+        """Frozen parameters and buffers, by name."""
+        frozen = {n: p.data for n, p in self.whole.named_parameters() if not p.requires_grad}
+        return frozen | dict(self.whole.named_buffers())
+
+    def gradients(self) -> list[Tensor]:
+        """What backward has left in `.grad`; zeros where it left nothing.
+
+        Raises:
+            ValueError: a parameter has been frozen.
+        """
+        found: list[Tensor] = []
+        for name, parameter in self.named:
+            if parameter.grad is not None:
+                found.append(parameter.grad)
+                continue
+            if not parameter.requires_grad:
+                raise ValueError(
+                    f"parameter {name} was frozen inside the block; freeze parameters before "
+                    "distribute(), or leave the block and call it again"
+                )
+            found.append(torch.zeros_like(parameter))
+        return found
+
+    def _require_held(self, optimizer: Optimizer) -> None:
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not self.named:
+            raise ValueError("the model has no parameter that requires gradients")
+        for name, parameter in self.named:
+            if id(parameter) not in held:
+                raise ValueError(
+                    f"parameter {name} is not in the optimizer; distribute() needs an optimizer "
+                    "of all of the module's parameters, or requires_grad_(False) on the others"
+                )
+        own = {id(p) for _, p in self.named}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.requires_grad and id(parameter) not in own:
+                    shape = tuple(parameter.shape)
+                    raise ValueError(
+                        f"the optimizer has a parameter of shape {shape} that is not in the model; "
+                        "give distribute() the module that holds all of its parameters"
+                    )
+
+    def _require_alike(self) -> None:
+        first_name, first = self.named[0]
+        for name, parameter in self.named:
+            for what, ours, theirs in (
+                ("dtype", first.dtype, parameter.dtype),
+                ("device", first.device, parameter.device),
+            ):
+                if ours != theirs:
+                    raise ValueError(
+                        f"parameters differ in {what}: {first_name} has {ours}, {name} has "
+                        f"{theirs}; all that are trained must be alike"
+                    )
+
+
+def require_usable(optimizer: Optimizer) -> None:
+    name = type(optimizer).__name__
+    if name in UNUSABLE:
+        raise ValueError(f"optimizer {name} cannot be used: {UNUSABLE[name]}")
+
+
+def settings_of(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The hyper-parameters of each parameter group: numbers, tuples of them, switches."""
+    return [plain(group) for group in optimizer.param_groups]
+
+
+def plain(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A parameter group without its parameters; tensors of one number become that number."""
+    found: dict[str, Any] = {}
+    for key, value in group.items():
+        if isinstance(value, Tensor) and value.numel() == 1:
+            found[key] = value.item()
+        elif key != "params" and (isinstance(value, bool | int | float | tuple) or value is None):
+            found[key] = value
+    return found

@@ -1,0 +1,347 @@
+"""What PyTorch users do in a loop: mixed precision, accumulation, loaders, schedulers, freezing."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
+
+from loop_job import flat
+from loop_ranks import assert_fine, rank_and_size, run_ranks
+from offbeat import methods
+from offbeat.methods import SGD
+from offbeat.runtime.loop import distribute
+from offbeat.runtime.scheduler import RunError
+
+SYNCHRONOUS = ("AllReduceSGD", "SyncSGD", "DPSGD", "StochasticGradientPush", "LocalSGD", "SlowMo")
+ASYNCHRONOUS = ("AsyncSGD", "ADPSGD")
+OVERFLOWS = {3: 1, 6: 0}
+"""Which rank's gradients overflow at which attempt."""
+ATTEMPTS = 12
+
+
+def small() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
+
+
+def inputs(step: int, rank: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1000 * rank + step)
+    return torch.randn(4, 6, generator=generator)
+
+
+def scaler_of() -> GradScaler:
+    return GradScaler("cpu", init_scale=1024.0, growth_interval=4)
+
+
+def attempt(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: GradScaler,
+    step: int,
+    rank: int,
+    unscale: bool,
+) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(inputs(step, rank)).float().square().mean()
+    if OVERFLOWS.get(step) == rank:
+        loss = loss * float("inf")
+    scaler.scale(loss).backward()
+    if unscale:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=step % 2 == 0)
+
+
+# Several ranks
+
+
+def mixed_precision(out: Path) -> None:
+    rank, _ = rank_and_size()
+    for name in SYNCHRONOUS + ASYNCHRONOUS:
+        for unscale in (False, True):
+            torch.manual_seed(0)
+            model, scaler = small(), scaler_of()
+            sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+            method, scales = getattr(methods, name)(), []
+            with distribute(model, sgd, method=method, scaler=scaler, timeout=60) as optimizer:
+                for step in range(ATTEMPTS):
+                    attempt(model, optimizer, scaler, step, rank, unscale)
+                    scales.append(scaler.get_scale())
+                steps = optimizer.node.requests - 1
+            kept = {"scales": scales, "steps": steps, "final": flat(model)}
+            torch.save(kept, out / f"{name}-{unscale}-{rank}.pt")
+
+
+def test_ranks_of_a_synchronous_method_skip_a_step_together_and_others_alone(tmp_path: Path):
+    assert_fine(run_ranks(mixed_precision, 2, tmp_path))
+    expected = {
+        "both": [1024.0] * 3 + [512.0] * 3 + [256.0] * 4 + [512.0] * 2,
+        0: [1024.0] * 3 + [2048.0] * 3 + [1024.0] * 4 + [2048.0] * 2,
+        1: [1024.0] * 3 + [512.0] * 4 + [1024.0] * 4 + [2048.0],
+    }
+    for name in SYNCHRONOUS + ASYNCHRONOUS:
+        for unscale in (False, True):
+            kept = [torch.load(tmp_path / f"{name}-{unscale}-{rank}.pt") for rank in range(2)]
+            assert torch.equal(kept[0]["final"], kept[1]["final"]), name
+            assert kept[0]["final"].isfinite().all(), name
+            for rank in range(2):
+                skipped, which = (2, "both") if name in SYNCHRONOUS else (1, rank)
+                assert kept[rank]["steps"] == ATTEMPTS - skipped, name
+                assert kept[rank]["scales"] == expected[which], f"{name} on rank {rank}"
+
+
+def constants_and_loaders(out: Path) -> None:
+    """Frozen parameters and buffers are rank 0's; a loader's workers hold no connection."""
+    rank, _ = rank_and_size()
+    torch.manual_seed(rank)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    nn.init.normal_(model[1].running_mean)
+    model[0].requires_grad_(False)
+    sgd = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    with begun(small()):
+        pass  # Now the job's store is connected.
+    before = sockets()
+    with distribute(model, sgd, method=methods.AllReduceSGD(), timeout=60) as optimizer:
+        torch.save(model.state_dict(), out / f"start-{rank}.pt")
+        own = sockets() - before
+        assert own
+        data = torch.utils.data.TensorDataset(inputs(0, rank), torch.zeros(4, 2))
+        loader = torch.utils.data.DataLoader(
+            data, batch_size=2, num_workers=2, worker_init_fn=Reporter(out / f"sockets-{rank}")
+        )
+        for _ in range(2):
+            for x, y in loader:
+                model.eval() if rank == 0 else model.train()
+                (model(x) - y).square().mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        reported = [path.read_text().split() for path in out.glob(f"sockets-{rank}-*")]
+        assert len(reported) >= 2
+        for held in reported:
+            assert not own & set(held), "a loader's worker holds a connection of its rank"
+    torch.save(model.state_dict(), out / f"end-{rank}.pt")
+
+
+class Reporter:
+    """Writes down what sockets a loader's worker has."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, worker: int) -> None:
+        path = self.path.with_name(f"{self.path.name}-{worker}-{os.getpid()}")
+        path.write_text(" ".join(sockets()))
+
+
+def sockets() -> set[str]:
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:
+            continue  # The descriptor of the listing itself.
+        if target.startswith("socket:"):
+            found.add(target)
+    return found
+
+
+def test_constants_are_rank_0_s_and_loaders_workers_hold_no_connections(tmp_path: Path):
+    assert_fine(run_ranks(constants_and_loaders, 2, tmp_path))
+    starts, ends = (
+        [torch.load(tmp_path / f"{when}-{rank}.pt") for rank in range(2)]
+        for when in ("start", "end")
+    )
+    for key, value in starts[0].items():
+        assert torch.equal(value, starts[1][key]), key
+    assert torch.equal(ends[0]["0.weight"], starts[0]["0.weight"]), "what is frozen stays"
+    assert torch.equal(ends[0]["2.weight"], ends[1]["2.weight"])
+    assert torch.equal(ends[0]["1.running_mean"], starts[0]["1.running_mean"]), "in eval mode"
+    assert not torch.equal(ends[1]["1.running_mean"], starts[1]["1.running_mean"])
+    assert not torch.equal(ends[0]["2.weight"], starts[0]["2.weight"])
+
+
+# One rank, against PyTorch alone
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+
+
+def twice(train, make=torch.optim.SGD, model=small, **settings) -> None:
+    """`train(model, optimizer, user's optimizer)` alone and inside distribute: the same bits."""
+    finals = []
+    for inside in (False, True):
+        torch.manual_seed(0)
+        module = model()
+        optimizer = make(module.parameters(), **settings)
+        if inside:
+            with distribute(module, optimizer, method=SGD()) as distributed:
+                train(module, distributed, optimizer)
+        else:
+            train(module, optimizer, optimizer)
+        finals.append(flat(module))
+    assert torch.equal(*finals)
+    torch.manual_seed(0)
+    assert not torch.equal(finals[0], flat(model())), "it trained"
+
+
+@pytest.mark.parametrize("unscale", [False, True])
+def test_a_gradscaler_does_what_it_does_alone(unscale: bool):
+    def train(model, optimizer, user):
+        scaler = scaler_of()
+        for step in range(ATTEMPTS):
+            attempt(model, optimizer, scaler, step, 0, unscale)
+        assert scaler.get_scale() == 2048.0, "once halved, twice doubled"
+
+    twice(train, lr=0.1, momentum=0.9)
+
+
+def test_several_backward_passes_to_a_step():
+    def train(model, optimizer, user):
+        for step in range(12):
+            (model(inputs(step)).square().mean() / 3).backward()
+            if step % 3 == 2:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=step % 2 == 0)
+
+    twice(train, torch.optim.Adam, lr=0.1)
+
+
+def test_a_closure():
+    def train(model, optimizer, user):
+        for step in range(5):
+
+            def closure(step: int = step) -> torch.Tensor:
+                optimizer.zero_grad()
+                loss = model(inputs(step)).square().mean()
+                loss.backward()
+                return loss
+
+            assert optimizer.step(closure).item() > 0
+
+    twice(train, lr=0.1)
+
+
+@pytest.mark.parametrize("on_user_s", [False, True])
+def test_schedulers_on_either_optimizer_and_hooks(on_user_s: bool):
+    calls = []
+
+    def train(model, optimizer, user):
+        scheduled = user if on_user_s else optimizer
+        schedulers = [
+            torch.optim.lr_scheduler.OneCycleLR(scheduled, max_lr=0.1, total_steps=20),
+            torch.optim.lr_scheduler.ReduceLROnPlateau(scheduled, patience=1),
+        ]
+        if optimizer is not user:
+            optimizer.register_step_post_hook(lambda *_: calls.append("post"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for step in range(12):
+                model(inputs(step)).square().mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                schedulers[0].step()
+                schedulers[1].step(1.0)
+
+    twice(train, torch.optim.AdamW, lr=0.1)
+    assert calls == ["post"] * 12
+
+
+def test_a_rate_that_is_a_tensor():
+    def train(model, optimizer, user):
+        for step in range(6):
+            model(inputs(step)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            user.param_groups[0]["lr"] *= 0.5
+
+    twice(train, lambda parameters: torch.optim.SGD(parameters, lr=torch.tensor(0.5)))
+
+
+def test_parameters_that_get_no_gradient_count_as_zero_and_frozen_ones_stay():
+    model = nn.ModuleList([nn.Linear(6, 2), nn.Linear(6, 2), nn.Linear(6, 2)])
+    model[2].requires_grad_(False)
+    before = [layer.weight.detach().clone() for layer in model]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5)
+    with distribute(model, optimizer, method=SGD()) as distributed:
+        model[0](inputs(0)).sum().backward()
+        distributed.step()
+    assert model[0].weight.grad is not None
+    assert torch.allclose(model[1].weight, before[1] * (1 - 0.1 * 0.5)), "decay acts on it"
+    assert torch.equal(model[2].weight, before[2])
+
+
+def test_what_the_optimizer_remembers_goes_on_inside():
+    def train(model, optimizer, user):
+        for step in range(3):
+            model(inputs(step)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    finals = []
+    for inside in (False, True):
+        torch.manual_seed(0)
+        model = small()
+        adam = torch.optim.Adam(model.parameters(), lr=0.1, amsgrad=True)
+        train(model, adam, adam)
+        if inside:
+            with distribute(model, adam, method=SGD()) as optimizer:
+                train(model, optimizer, adam)
+        else:
+            train(model, adam, adam)
+        finals.append(flat(model))
+    assert torch.equal(*finals)
+
+
+# What is refused
+
+
+def begun(model: nn.Module):
+    return distribute(model, torch.optim.SGD(model.parameters(), lr=0.1), method=SGD())
+
+
+def test_what_may_not_change_inside_the_block():
+    model = small()
+    user = torch.optim.SGD(model.parameters(), lr=0.1)
+    with distribute(model, user, method=SGD()) as optimizer:
+        model(inputs(0)).sum().backward()
+        with pytest.raises(ValueError, match="parameter groups cannot be added inside the block"):
+            optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+        with pytest.raises(RunError, match=r"call step\(\) of the one that distribute"):
+            user.step()
+        optimizer.step()
+        optimizer.zero_grad()
+        model[0].requires_grad_(False)
+        model(inputs(0)).sum().backward()
+        with pytest.raises(ValueError, match=r"parameter 0\.weight was frozen inside the block"):
+            optimizer.step()
+        model[0].requires_grad_(True)
+        user.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+        with pytest.raises(ValueError, match="parameter groups cannot be added inside the block"):
+            optimizer.step()
+        user.param_groups.pop()
+    model(inputs(0)).sum().backward()
+    user.step()  # After the block it is the user's own again.
+
+
+def test_models_and_optimizers_that_do_not_fit_are_refused():
+    model = small()
+    with pytest.raises(ValueError, match="the model has no parameter that requires gradients"):
+        begun(small().requires_grad_(False))
+    others = torch.optim.SGD([*model.parameters(), nn.Parameter(torch.ones(3))], lr=0.1)
+    with pytest.raises(ValueError, match=r"shape \(3,\) that is not in the model"):
+        distribute(model, others, method=SGD())
+    model[2].double()
+    with pytest.raises(ValueError, match=r"differ in dtype: 0\.weight has torch\.float32, 2\.weig"):
+        begun(model)
+    plain = torch.optim.SGD(small().parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="timeout is 0; it must be positive"):
+        distribute(small(), plain, method=SGD(), timeout=0)

@@ -1,0 +1,170 @@
+"""Recovery of real runs: checkpoints, processes in the place of lost ones, late workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from offbeat.cluster import Fault
+from offbeat.method import Method
+from offbeat.methods import (
+    ADPSGD,
+    METHODS,
+    AllReduceSGD,
+    AsyncSGD,
+    LocalSGD,
+    StochasticGradientPush,
+    SyncSGD,
+)
+from offbeat.runtime.checkpoint import CheckpointError, latest_checkpoint
+from offbeat.runtime.processes import run_processes
+from test_processes import assert_replays, experiment, nothing_left_behind
+
+__all__ = ["nothing_left_behind"]
+SYNCHRONOUS = [
+    name for name, method in METHODS.items() if method.synchronous and name != "RingAllReduceSGD"
+]
+
+
+@pytest.mark.parametrize("name", SYNCHRONOUS)
+def test_a_resumed_synchronous_run_equals_the_uninterrupted_one(name: str, tmp_path: Path):
+    whole = run_processes(experiment(METHODS[name](), samples=3200))
+    # Held after the first gradients, and then ended by a smaller budget, as if interrupted.
+    first = run_processes(
+        experiment(METHODS[name](), samples=1600), tmp_path, checkpoint_every=0.01
+    )
+    assert first.error is None
+    checkpoint, notes = latest_checkpoint(tmp_path)
+    assert not notes
+    second = run_processes(experiment(METHODS[name](), samples=3200), tmp_path, resume=checkpoint)
+    assert second.error is None
+    assert torch.equal(second.vector, whole.vector)
+    assert second.metrics[0] == first.metrics[0]
+    assert second.metrics[-1].samples == whole.metrics[-1].samples
+    assert_replays(second, tmp_path)
+
+
+@pytest.mark.parametrize("method", [AsyncSGD(), ADPSGD()])
+def test_an_asynchronous_run_goes_on_with_what_it_had(method: Method, tmp_path: Path):
+    run_processes(experiment(method, samples=1600), tmp_path, checkpoint_every=0.05)
+    checkpoint, _ = latest_checkpoint(tmp_path)
+    assert checkpoint.samples <= 1600
+    run = run_processes(experiment(method, samples=3200), tmp_path, resume=checkpoint)
+    assert run.error is None
+    assert run.metrics[-1].samples == 3200
+    assert run.metrics[-1].loss < checkpoint.metrics[-1].loss
+    assert any("resumed from" in note for note in run.notes)
+    assert_replays(run, tmp_path)
+
+
+def test_a_checkpoint_of_another_method_is_refused(tmp_path: Path):
+    run_processes(experiment(AllReduceSGD()), tmp_path, checkpoint_every=60.0)
+    checkpoint, _ = latest_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match="method is AllReduceSGD there and LocalSGD here"):
+        run_processes(experiment(LocalSGD()), tmp_path, resume=checkpoint)
+
+
+@pytest.mark.parametrize("method", [AllReduceSGD(), SyncSGD()], ids=["worker", "server"])
+def test_a_needed_process_that_is_killed_comes_back(method: Method, tmp_path: Path):
+    whole = run_processes(experiment(method, samples=16_000))
+    crash = Fault(kind="crash", rank=2 if method.server_count else 1, at=0.4)
+    run = run_processes(
+        experiment(method, samples=16_000, faults=(crash,)), tmp_path, checkpoint_every=0.15
+    )
+    assert run.error is None
+    assert any("was killed by SIGKILL" in note for note in run.notes)
+    assert any("all went back to where they were at" in note for note in run.notes)
+    # What was lost was computed again, to the bit.
+    assert torch.equal(run.vector, whole.vector)
+    assert_replays(run, tmp_path)
+
+
+def test_an_asynchronous_server_comes_back_from_its_checkpoint(tmp_path: Path):
+    crash = Fault(kind="crash", rank=2, at=0.4)
+    run = run_processes(
+        experiment(AsyncSGD(), samples=16_000, faults=(crash,)), tmp_path, checkpoint_every=0.15
+    )
+    assert run.error is None
+    assert run.metrics[-1].samples == 16_000
+    assert run.metrics[-1].accuracy > 0.9
+    assert_replays(run, tmp_path)
+
+
+@pytest.mark.parametrize("method", [AsyncSGD(), ADPSGD(), StochasticGradientPush()])
+def test_a_worker_joins_late_with_the_present_model(method: Method, tmp_path: Path):
+    join = Fault(kind="join", rank=1, at=0.3)
+    run = run_processes(experiment(method, 3, samples=24_000, faults=(join,)), tmp_path)
+    assert run.error is None
+    assert any("node 1 (worker) joined at" in note for note in run.notes)
+    computed = run.trace.gradients["node"] == 1
+    assert computed.any()
+    assert run.trace.gradients["start_ns"][computed].min() > 0.3e9
+    assert_replays(run, tmp_path)
+
+
+def test_a_killed_worker_comes_back_by_a_late_join(tmp_path: Path):
+    faults = (Fault(kind="crash", rank=1, at=0.2), Fault(kind="join", rank=1, at=0.4))
+    run = run_processes(experiment(AsyncSGD(), 3, samples=24_000, faults=faults), tmp_path)
+    assert run.error is None
+    assert [("killed" in note, "joined" in note) for note in run.notes] == [
+        (True, False),
+        (False, True),
+    ]
+    assert_replays(run, tmp_path)
+
+
+def offbeat(*options: str) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-m", "offbeat", *options]
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
+def test_a_run_whose_launcher_is_killed_is_resumed_to_the_bit(tmp_path: Path):
+    options = ["--method", "AllReduceSGD", "--budget.samples", "48000"]
+    options += ["--optimizer.momentum", "0.9", "--optimizer.lr", "0.01"]
+    out = tmp_path / "run"
+    job = offbeat("run", *options, "--checkpoint", "0.2", "--out", str(out))
+    deadline = time.monotonic() + 60
+    while not list(out.glob("checkpoints/[0-9]*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(job.pid, signal.SIGKILL)
+    job.communicate(timeout=60)
+    resumed = offbeat("run", "--resume", str(out))
+    output, errors = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, errors
+    assert "resumed from" in output
+    whole = offbeat("run", *options, "--out", str(tmp_path / "whole"))
+    whole.communicate(timeout=120)
+    assert whole.returncode == 0
+    models = [(tmp_path / d / "model.safetensors").read_bytes() for d in ("run", "whole")]
+    assert models[0] == models[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--resume", "nowhere"], "--resume nowhere: there is no such directory"),
+        (["--resume", "."], ". has no checkpoint to resume from"),
+        (
+            ["--resume", ".", "--out", "x"],
+            "--resume . goes on in that directory: leave --out x out",
+        ),
+        (
+            ["--method", "SGD", "--checkpoint", "0"],
+            "--checkpoint is 0 seconds; it must be positive",
+        ),
+    ],
+)
+def test_bad_options_are_one_line(options: list[str], text: str, tmp_path: Path):
+    command = [sys.executable, "-m", "offbeat", "run", *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == f"offbeat: {text}\n"
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,156 @@
+"""Runs over several machines, each an agent of its own; here all on loopback."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SECRET = "0123456789abcdef0123456789abcdef"
+SMALL = ["--budget.samples", "1600", "--workers", "2"]
+
+
+def started(*options: str, cwd: Path, secret: str | None = SECRET, **environment: str):
+    """`offbeat run` with these options, in the background."""
+    pipe = subprocess.PIPE
+    known = {k: v for k, v in os.environ.items() if k != "OFFBEAT_SECRET"}
+    if secret is not None:
+        known["OFFBEAT_SECRET"] = secret
+    return subprocess.Popen(
+        [sys.executable, "-m", "offbeat", "run", *options],
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        cwd=cwd,
+        env=known | environment,
+    )
+
+
+def ended(job: subprocess.Popen[str]) -> tuple[int, str, str]:
+    output, errors = job.communicate(timeout=120)
+    return job.returncode, output, errors
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("method", ["AllReduceSGD", "AsyncSGD", "ADPSGD", "StochasticGradientPush"])
+def test_two_machines_carry_out_a_run_that_replays(method: str, port: int, tmp_path: Path):
+    options = ["--method", method, *SMALL, "--join", f"127.0.0.1:{port}", "--slots", "2"]
+    slots = "1" if method != "AsyncSGD" else "2"
+    options[-1] = slots
+    jobs = [started(*options, "--out", name, cwd=tmp_path) for name in ("a", "b")]
+    results = [ended(job) for job in jobs]
+    assert [code for code, _, _ in results] == [0, 0], results
+    coordinator = next(n for n in ("a", "b") if (tmp_path / n / "run.json").exists())
+    took_part = next(errors for _, _, errors in results if "took part" in errors)
+    assert took_part.startswith("offbeat: took part with process ")
+    assert not (tmp_path / ("b" if coordinator == "a" else "a")).exists()
+    command = [sys.executable, "-m", "offbeat", "replay", coordinator]
+    replay = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert "equal to the bit" in replay.stdout, replay.stderr
+
+
+def torchrun(*options: str, cwd: Path, ranks: int, restarts: int = 0) -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--max-restarts", str(restarts), "--nproc-per-node", str(ranks)]
+    command += ["-m", "offbeat", "run", *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_torchrun_starts_a_run(tmp_path: Path):
+    code, output, errors = torchrun(
+        "--method", "AllReduceSGD", *SMALL, "--out", "run", cwd=tmp_path, ranks=2
+    )
+    assert code == 0, errors
+    assert "run as processes: 2 workers" in output
+    assert "took part with process 1" in errors
+    assert (tmp_path / "run" / "run.json").exists()
+
+
+def test_the_number_of_ranks_must_be_that_of_the_processes(tmp_path: Path):
+    code, _, errors = torchrun(
+        "--method", "AsyncSGD", *SMALL, "--out", "run", cwd=tmp_path, ranks=2
+    )
+    assert code != 0
+    text = (
+        "offbeat: 2 workers and 1 servers of AsyncSGD take 3 processes, and there are 2 ranks: "
+        "start 3 ranks, or change --workers"
+    )
+    assert text in errors
+    assert not (tmp_path / "run").exists()
+
+
+def test_machines_with_other_experiments_are_refused_by_name(port: int, tmp_path: Path):
+    join = ["--method", "AllReduceSGD", *SMALL, "--join", f"127.0.0.1:{port}", "--patience", "20"]
+    coordinator = started(*join, "--out", "a", cwd=tmp_path)
+    while not (tmp_path / "a").exists():
+        assert coordinator.poll() is None
+    other = started(*join, "--optimizer.lr", "0.5", cwd=tmp_path)
+    code, _, errors = ended(other)
+    assert code == 1
+    assert errors == (
+        "offbeat: refused by the coordinator: the experiments differ: optimizer.lr is 0.1 at the "
+        "coordinator and 0.5 here; give the same options everywhere\n"
+    )
+    stranger = started(*join, cwd=tmp_path, secret="another secret, long enough")
+    code, _, errors = ended(stranger)
+    assert code == 1
+    assert errors.startswith("offbeat: cannot join the run: ")
+    assert "refused in the handshake (is the secret that of the same run?)" in errors
+    assert errors.count("\n") == 1
+    # The run is unharmed, and takes the one that fits.
+    code, _, errors = ended(started(*join, cwd=tmp_path))
+    assert code == 0, errors
+    assert ended(coordinator)[0] == 0
+
+
+def test_a_machine_that_never_comes_is_named(port: int, tmp_path: Path):
+    options = ["--method", "AllReduceSGD", *SMALL, "--join", f"127.0.0.1:{port}"]
+    code, _, errors = ended(started(*options, "--patience", "0.5", "--out", "a", cwd=tmp_path))
+    assert code == 1
+    assert "offbeat: nobody came for node 1 within 0.5 s: start the same command on more " in errors
+
+
+def test_a_file_of_machines_starts_them_all(tmp_path: Path):
+    (tmp_path / "machines").write_text("localhost slots=1  # the first\n\nlocalhost slots=2\n")
+    options = ["--method", "AsyncSGD", *SMALL, "--nodes", "machines", "--rsh", "sh -c"]
+    shell = tmp_path / "shell"
+    shell.write_text('#!/bin/sh\nshift\nexec sh -c "$1"\n')
+    shell.chmod(0o755)
+    options[-1] = str(shell)
+    job = started(*options, "--out", "run", cwd=tmp_path, secret=None)
+    code, output, errors = ended(job)
+    assert code == 0, errors
+    assert "3 " not in errors
+    assert errors.count("took part with process") == 2
+    assert "2 workers + 1 server" in output
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--join", "here"], "--join is 'here'; it must be HOST:PORT, such as 10.0.0.1:29400"),
+        (["--join", "127.0.0.1:0"], "--join is '127.0.0.1:0'; it must be HOST:PORT"),
+        (["--join", "127.0.0.1:29400"], "machines that meet need a common secret: give --secret"),
+        (["--slots", "2"], "--slots goes with --join HOST:PORT; without it the run stays here"),
+        (["--nodes", "nowhere"], "cannot read --nodes nowhere"),
+        (["--join", "127.0.0.1:1", "--secret", "nowhere"], "cannot read --secret nowhere"),
+    ],
+)
+def test_bad_options_are_one_line(options: list[str], text: str, tmp_path: Path):
+    job = started("--method", "SGD", *options, cwd=tmp_path, secret=None)
+    code, _, errors = ended(job)
+    assert code == 2
+    assert errors.startswith(f"offbeat: {text}")
+    assert errors.count("\n") == 1
+    assert not list(tmp_path.iterdir())
