@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test lint format clean
+.PHONY: setup demo test chaos lint format clean
 
 setup: $(READY)
 
@@ -22,6 +22,10 @@ demo: $(READY)
 
 test: lint
 	$(BIN)/pytest -ra -n 2
+
+# Kill, interrupt and starve real runs, and see that nothing hangs and nothing is left.
+chaos: $(READY)
+	$(BIN)/python benchmarks/chaos.py --out benchmarks/chaos.json
 
 lint: $(READY)
 	$(BIN)/ruff check .

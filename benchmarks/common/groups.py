@@ -1,0 +1,177 @@
+"""Contestants: processes that are started once and then take turns, a burst of steps at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+START_TIMEOUT = 120.0
+"""Seconds in which a contestant has to be ready, and then to end each burst."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a process of a contestant stands.
+
+    Args:
+        rank, size: which of how many it is.
+        port: of this machine's loopback, free for the contestant's own rendezvous.
+        folder: empty, shared by its processes, and gone when they are.
+    """
+
+    rank: int
+    size: int
+    port: int
+    folder: Path
+
+    def join_gloo(self) -> AbstractContextManager[None]:
+        """torch.distributed's default group over gloo, for as long as the block lasts."""
+        return _gloo(self)
+
+    def announce(self) -> None:
+        """Tell this process who it is, in torchrun's variables."""
+        os.environ |= {
+            "RANK": str(self.rank),
+            "WORLD_SIZE": str(self.size),
+            "LOCAL_RANK": str(self.rank),
+            "LOCAL_WORLD_SIZE": str(self.size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(self.port),
+        }
+
+
+Step = Callable[[], None]
+Contestant = Callable[..., AbstractContextManager[Step]]
+"""Called in each process with its `Place` and the contestant's settings; gives its step."""
+
+
+class Group:
+    """The processes of one contestant, each of one thread, asleep between its turns.
+
+    Raises:
+        RuntimeError: one of them ended, or said nothing for two minutes.
+    """
+
+    def __init__(self, contestant: Contestant, *settings: Any, size: int = 2) -> None:
+        self.name = f"{contestant.__module__.rpartition('.')[2]}.{contestant.__name__}"
+        context = multiprocessing.get_context("forkserver")
+        # The same that offbeat's own runs preload, for there is one server of forks.
+        context.set_forkserver_preload(["offbeat.runtime.child"])
+        self._folder = tempfile.TemporaryDirectory(prefix="offbeat-benchmark-", dir="/tmp")
+        self._pipes: list[Any] = []
+        self._processes: list[Any] = []
+        port = _free_port()
+        for rank in range(size):
+            place = Place(rank=rank, size=size, port=port, folder=Path(self._folder.name))
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_live, args=(contestant, place, settings, theirs), daemon=True
+            )
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+        try:
+            self._answers()
+        except BaseException:
+            self.close()
+            raise
+
+    def burst(self, steps: int, warm: int = 3) -> list[float]:
+        """Seconds of each of so many steps, after some that do not count; of all processes."""
+        for pipe in self._pipes:
+            pipe.send((warm, steps))
+        return [seconds for times in self._answers() for seconds in times]
+
+    def close(self) -> None:
+        for pipe in self._pipes:
+            with contextlib.suppress(OSError):
+                pipe.send(None)
+        for process in self._processes:
+            process.join(15.0)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        for pipe in self._pipes:
+            pipe.close()
+        self._folder.cleanup()
+
+    def __enter__(self) -> Group:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _answers(self) -> list[Any]:
+        answers: list[Any] = []
+        for pipe in self._pipes:
+            if not pipe.poll(START_TIMEOUT):
+                raise RuntimeError(f"{self.name} says nothing for {START_TIMEOUT:.0f} s")
+            try:
+                answer = pipe.recv()
+            except EOFError:
+                raise RuntimeError(f"{self.name}: a process has ended") from None
+            if isinstance(answer, str):
+                raise RuntimeError(f"{self.name}: {answer}")
+            answers.append(answer)
+        return answers
+
+
+def _live(contestant: Contestant, place: Place, settings: tuple[Any, ...], pipe: Any) -> None:
+    # An interrupt reaches the whole terminal; the parent says when it is over.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    with ExitStack() as stack:
+        try:
+            step = stack.enter_context(contestant(place, *settings))
+            pipe.send([])
+            while (asked := pipe.recv()) is not None:
+                pipe.send(_timed(step, *asked))
+        except EOFError:
+            pass
+        except Exception as error:
+            pipe.send(f"{type(error).__name__}: {error}")
+
+
+def _timed(step: Step, warm: int, steps: int) -> list[float]:
+    for _ in range(warm):
+        step()
+    ends = [time.perf_counter()]
+    for _ in range(steps):
+        step()
+        ends.append(time.perf_counter())
+    return [end - begin for begin, end in itertools.pairwise(ends)]
+
+
+@contextmanager
+def _gloo(place: Place) -> Generator[None]:
+    import torch.distributed as dist
+
+    # Loopback, as both processes are here.
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    place.announce()
+    dist.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,1 @@
+"""The parts of `chaos.py`: each does one thing to real runs, and sees what comes of it."""

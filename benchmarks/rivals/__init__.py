@@ -1,0 +1,1 @@
+"""What offbeat is measured against, each in the form that its own documentation gives."""

@@ -1,0 +1,42 @@
+"""The floor: each process trains alone, at the same time as the other."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import torch
+from common.groups import Place, Step
+from common.workloads import Optimizer, RandomData, minibatches
+
+from offbeat.runtime.memory import keep_freed_memory
+
+
+@contextmanager
+def alone(place: Place, problem: RandomData, keeps_memory: bool) -> Generator[Step]:
+    """A plain PyTorch loop; it may have offbeat's setting of the C library's allocator."""
+    if keeps_memory:
+        keep_freed_memory()
+    model = problem.model()
+    optimizer = Optimizer(model.parameters())
+    draw = minibatches(problem, place.rank)
+
+    def step() -> None:
+        inputs, targets = draw()
+        loss = problem.loss(model(inputs), targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    yield step
+
+
+@contextmanager
+def copy(place: Place, count: int) -> Generator[Step]:
+    """A copy of so many float32 numbers, from memory that is there to memory that is there."""
+    source, target = torch.ones(count), torch.zeros(count)
+
+    def step() -> None:
+        target.copy_(source)
+
+    yield step
