@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Generator
 from pathlib import Path
 from types import ModuleType
 
@@ -315,11 +316,12 @@ def test_what_is_wrong_with_a_recovery_is_said(whole: KilledRun):
 
 
 @pytest.fixture
-def parts(monkeypatch: pytest.MonkeyPatch, before: Belongings) -> ModuleType:
+def parts(monkeypatch: pytest.MonkeyPatch, server_of_forks: None) -> Generator[ModuleType]:
     """`benchmarks/chaos.py`, whose parts carry commands out."""
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
     adopt_orphans()
-    return importlib.import_module("chaos")
+    yield importlib.import_module("chaos")
+    adopt_orphans(adopt=False)
 
 
 @pytest.mark.parametrize("part", ["launchers", "torchruns"])

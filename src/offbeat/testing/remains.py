@@ -87,9 +87,9 @@ class Belongings:
         return found
 
 
-def adopt_orphans() -> None:
-    """From now on a process below this one whose parent ends becomes a child of this one."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+def adopt_orphans(*, adopt: bool = True) -> None:
+    """From now on a process below this one whose parent ends becomes a child of this one, or not."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
 
 
 def descendants() -> dict[int, str]:
