@@ -199,8 +199,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{name}: a round takes {real:.0f} ms, simulated {virtual:.0f} ms")
     for name in METHODS:
         if name != REFERENCE:
-            verdict = "sooner" if statistics.median(ratios(found, name)) < 1 else "not sooner"
-            print(f"{name}: {verdict} at the goal than all-reduce")
+            own, virtual = (statistics.median(ratios(of, name)) for of in (found, predicted))
+            print(f"{name}: {own:.2f} of all-reduce's time to the goal, simulated {virtual:.2f}")
         notes = [note for run in runs[name] for note in run.notes]
         if notes:
             print(f"note: {name}: {notes[0]}; {len(notes)} such notes of {len(runs[name])} runs")

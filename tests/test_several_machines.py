@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import os
+import queue
+import shutil
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
+
+from offbeat.experiment import Experiment
+from offbeat.methods import METHODS
+from offbeat.runtime.agent import Agent, Joining
+from offbeat.runtime.placement import Gathering
+from offbeat.runtime.processes import run_processes
+from offbeat.runtime.simulated import Simulation
+from offbeat.runtime.world import World
+from test_handshake_tls import authority, member
+from test_processes import assert_replays, experiment
 
 SECRET = "0123456789abcdef0123456789abcdef"
 SMALL = ["--budget.samples", "1600", "--workers", "2"]
@@ -42,11 +56,34 @@ def port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.mark.parametrize("method", ["AllReduceSGD", "AsyncSGD", "ADPSGD", "StochasticGradientPush"])
-def test_two_machines_carry_out_a_run_that_replays(method: str, port: int, tmp_path: Path):
-    options = ["--method", method, *SMALL, "--join", f"127.0.0.1:{port}", "--slots", "2"]
-    slots = "1" if method != "AsyncSGD" else "2"
-    options[-1] = slots
+@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if not m.shares_parameters])
+def test_every_method_runs_over_machines_and_replays(name: str, workers: int, tmp_path: Path):
+    planned = experiment(METHODS[name](), workers)
+    reached: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def take_part() -> str:
+        # An agent is a machine, wherever it is: what crosses between them goes over TCP.
+        joining = Joining(coordinator=reached.get(timeout=60), slots=3, secret=SECRET.encode())
+        return Agent(planned, joining).run().stop
+
+    gathering = Gathering(
+        listen="tcp:127.0.0.1:0", slots=2, secret=SECRET.encode(), on_listening=reached.put
+    )
+    with ThreadPoolExecutor(1) as pool:
+        agent = None if World(planned).host_count() <= 2 else pool.submit(take_part)
+        run = run_processes(planned, tmp_path, gathering=gathering)
+        assert agent is None or agent.result(timeout=60) == "samples"
+    assert run.error is None
+    assert run.metrics[-1].samples == 1600
+    assert_replays(run, tmp_path)
+    if METHODS[name].synchronous:
+        alone = Experiment(**{**planned.__dict__, "evaluator": "serial"})
+        assert torch.equal(run.vector, Simulation(alone).run().vector)
+
+
+def test_two_machines_carry_out_a_run_that_replays(port: int, tmp_path: Path):
+    options = ["--method", "AsyncSGD", *SMALL, "--join", f"127.0.0.1:{port}", "--slots", "2"]
     jobs = [started(*options, "--out", name, cwd=tmp_path) for name in ("a", "b")]
     results = [ended(job) for job in jobs]
     assert [code for code, _, _ in results] == [0, 0], results
@@ -57,6 +94,25 @@ def test_two_machines_carry_out_a_run_that_replays(method: str, port: int, tmp_p
     command = [sys.executable, "-m", "offbeat", "replay", coordinator]
     replay = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert "equal to the bit" in replay.stdout, replay.stderr
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_machines_with_certificates_of_one_authority_meet(port: int, tmp_path: Path):
+    ours, theirs = authority(tmp_path / "ours", "ca"), authority(tmp_path / "theirs", "ca")
+    for ca in (ours, theirs):
+        pair = member(ca, "cert")
+        pair.key.rename(pair.key.with_name("key.pem"))
+    join = ["--method", "AllReduceSGD", *SMALL, "--join", f"127.0.0.1:{port}"]
+    coordinator = started(*join, "--tls", "ours", "--out", "a", cwd=tmp_path)
+    while not (tmp_path / "a").exists():
+        assert coordinator.poll() is None
+    code, _, errors = ended(started(*join, "--tls", "theirs", "--patience", "3", cwd=tmp_path))
+    assert code == 1
+    assert errors.startswith("offbeat: cannot join the run: ")
+    assert errors.count("\n") == 1
+    code, _, errors = ended(started(*join, "--tls", "ours", cwd=tmp_path))
+    assert code == 0, errors
+    assert ended(coordinator)[0] == 0
 
 
 def torchrun(*options: str, cwd: Path, ranks: int, restarts: int = 0) -> tuple[int, str, str]:
@@ -145,6 +201,7 @@ def test_a_file_of_machines_starts_them_all(tmp_path: Path):
         (["--slots", "2"], "--slots goes with --join HOST:PORT; without it the run stays here"),
         (["--nodes", "nowhere"], "cannot read --nodes nowhere"),
         (["--join", "127.0.0.1:1", "--secret", "nowhere"], "cannot read --secret nowhere"),
+        (["--tls", "here"], "--tls goes with --join HOST:PORT; without it the run stays here"),
     ],
 )
 def test_bad_options_are_one_line(options: list[str], text: str, tmp_path: Path):

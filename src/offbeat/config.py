@@ -27,7 +27,7 @@ DEFAULTS: Config = {
 }
 COMMAND_KEYS = (
     *("out", "plots", "log", "workers"),
-    *("join", "slots", "secret", "patience", "nodes", "rsh", "checkpoint", "resume"),
+    *("join", "slots", "secret", "tls", "patience", "nodes", "rsh", "checkpoint", "resume"),
 )
 """What `--print_config` prints of the command; a config file describes an experiment only."""
 

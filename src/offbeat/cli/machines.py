@@ -28,6 +28,7 @@ from ..runtime.checkpoint import Checkpoint
 from ..runtime.placement import Gathering
 from ..runtime.processes import run_processes
 from ..runtime.scheduler import RunError
+from ..runtime.tls import TLS, TLSError
 from ..runtime.world import Progress, World
 from .errors import UsageError, one_line
 from .output import write_line
@@ -56,6 +57,12 @@ def add_options(parser: ArgumentParser) -> None:
         type=str | None,
         help=f"file that holds what all machines know; the variable {SECRET} if not given, and "
         "- is the first line of the input",
+    )
+    group.add_argument(
+        "--tls",
+        type=str | None,
+        help="folder with cert.pem, key.pem and the authority's ca.pem: machines show each other "
+        "certificates, and what they say is encrypted",
     )
     group.add_argument(
         "--patience", type=float, default=120.0, help="seconds to wait for the other machines"
@@ -120,7 +127,7 @@ def machines(
         Elsewhere: another machine coordinates the run; this one has done its part.
         UsageError: the options do not fit together.
     """
-    for name in ("slots", "secret"):
+    for name in ("slots", "secret", "tls"):
         if parsed[name] is not None and parsed.join is None and parsed.nodes is None:
             raise UsageError(f"--{name} goes with --join HOST:PORT; without it the run stays here")
     if parsed.nodes is not None:
@@ -143,12 +150,18 @@ def _joining(parsed: Namespace, experiment: Experiment, keeping: Keeping) -> Exe
     slots = 1 if parsed.slots is None else parsed.slots
     if slots < 0:
         raise UsageError(f"--slots is {slots}; it must be at least 0")
-    secret = shared_secret(parsed.secret)
+    secret, tls = shared_secret(parsed.secret), _tls(parsed.tls)
     needed = World(experiment).host_count()
     gathering = Gathering(
-        listen=address, slots=min(slots, needed), secret=secret, patience=parsed.patience
+        listen=address,
+        slots=min(slots, needed),
+        secret=secret,
+        patience=parsed.patience,
+        tls=tls,
     )
-    joining = Joining(coordinator=address, slots=slots, secret=secret, patience=parsed.patience)
+    joining = Joining(
+        coordinator=address, slots=slots, secret=secret, patience=parsed.patience, tls=tls
+    )
     if not _is_free(address):
         take_part(experiment, joining)
 
@@ -212,6 +225,18 @@ def endpoint(text: str) -> str:
 def _tcp(ip: str, port: int) -> str:
     bare = ip.partition("%")[0]
     return f"tcp:[{bare}]:{port}" if ipaddress.ip_address(bare).version == 6 else f"tcp:{ip}:{port}"
+
+
+def _tls(folder: str | None) -> TLS | None:
+    """The certificates in that folder.
+
+    Raises:
+        UsageError: one is missing or cannot be used.
+    """
+    try:
+        return None if folder is None else TLS.of_folder(Path(folder))
+    except TLSError as error:
+        raise UsageError(f"--tls {folder}: {error}") from error
 
 
 def shared_secret(file: str | None) -> bytes:
@@ -299,7 +324,7 @@ def _started_everywhere(
             f"the run takes {needed} processes and the machines of {parsed.nodes} have {offered} "
             "slots: add machines or `slots=`, or lower --workers"
         )
-    secret = secrets.token_hex(32)
+    secret, tls = secrets.token_hex(32), _tls(parsed.tls)
     listen = (
         _tcp(_address_towards(hosts[0].name), 0) if parsed.join is None else endpoint(parsed.join)
     )
@@ -332,6 +357,7 @@ def _started_everywhere(
             secret=secret.encode(),
             patience=parsed.patience,
             on_listening=start,
+            tls=tls,
         )
     finally:
         for process in shells:

@@ -20,6 +20,7 @@ from .control import COORDINATOR, FIRST_AGENT
 from .line import Line
 from .scheduler import RunError
 from .spawning import Spawner, require_sendable, socket_names, uninterrupted
+from .tls import TLS
 
 FAREWELL = 8.0
 """Seconds that processes have to end by themselves."""
@@ -35,6 +36,7 @@ class Joining:
         secret: what everyone who takes part knows.
         hosts: the numbers of the processes, where something else has numbered them.
         patience: seconds for the coordinator to be there.
+        tls: certificates, for connections between machines; they are not encrypted if None.
     """
 
     coordinator: str
@@ -42,6 +44,7 @@ class Joining:
     secret: bytes
     hosts: tuple[int, ...] = ()
     patience: float = 120.0
+    tls: TLS | None = None
 
 
 class Agent:
@@ -69,7 +72,9 @@ class Agent:
         number = FIRST_AGENT + secrets.randbelow(COORDINATOR - FIRST_AGENT)
         try:
             listen = [f"{self.names}/agent"]
-            with Line(number, listen, self.joining.secret, self._note) as self.line:
+            with Line(
+                number, listen, self.joining.secret, self._note, self.joining.tls
+            ) as self.line:
                 try:
                     return self._take_part()
                 finally:
@@ -133,6 +138,7 @@ class Agent:
                 listen=(f"{self.names}/{host}", f"tcp:{ip}:0"),
                 coordinator=self.joining.coordinator,
                 secret=self.joining.secret,
+                tls=self.joining.tls,
                 journals=self.scratch if word.journals else None,
                 scratch=self.scratch,
                 replaces=word.replaces,

@@ -34,6 +34,7 @@ from .pace import Pace
 from .scheduler import RunError
 from .shared import MappedParameters
 from .tickets import LeasedTickets, Tickets
+from .tls import TLS
 from .world import World, require_finite
 
 W = TypeVar("W")
@@ -52,6 +53,7 @@ class Assignment:
         tickets: the budget, where all processes are on one machine; else the coordinator's to
             grant.
         scratch: a folder to be removed if whoever started the process is gone.
+        tls: certificates, for connections between machines.
         replaces: whether a process that is lost, and that the method needs, is started anew.
         shared: the parameters, where all workers of the machine share them.
         chaos: where the process kills itself, as `offbeat.testing.chaos` reads it.
@@ -65,6 +67,7 @@ class Assignment:
     journals: Path | None
     tickets: Tickets | None = None
     scratch: Path | None = None
+    tls: TLS | None = None
     replaces: bool = False
     shared: MappedParameters | None = None
     chaos: str | None = None
@@ -110,6 +113,7 @@ class Child:
             assignment.host,
             listen=assignment.listen,
             secret=assignment.secret,
+            tls=assignment.tls,
             may_compute=self._may_ask,
             on_failure=self._failed,
             on_tick=self._on_tick,

@@ -31,6 +31,7 @@ from .clock import SECOND, nanoseconds
 from .journal import Journal
 from .scheduler import GRADIENT, WOKEN, Cause, Executor, Kind, RunError, Scheduler, Task
 from .slots import SHARED_FROM
+from .tls import TLS
 from .transport import Transport
 
 S = TypeVar("S")
@@ -104,6 +105,7 @@ class Host(Executor):
         all_reduce: the algorithm of collectives, of `offbeat.collectives.ALGORITHMS`.
         machines: the machine of each host, by any number; all are on one if not given.
         watch: wraps every coroutine that begins on a node here (`offbeat.testing.chaos`).
+        tls: certificates, for connections between machines; they are not encrypted if None.
         returns: whether a host that is lost, with these nodes, comes back; then nobody here
             learns of its loss.
         on_order: told, in the transport's thread, what the run's coordinator says.
@@ -126,6 +128,7 @@ class Host(Executor):
         all_reduce: str = "ring",
         machines: Sequence[int] | None = None,
         watch: Watch | None = None,
+        tls: TLS | None = None,
         returns: Callable[[Sequence[int]], bool] = lambda ranks: False,
         on_order: Callable[[memoryview], None] = lambda payload: None,
         on_orphaned: Callable[[], object] = lambda: None,
@@ -179,6 +182,7 @@ class Host(Executor):
             on_error=self.fail,
             on_tick=self._on_tick,
             tick=0.02,
+            tls=tls,
         )
 
     # Life

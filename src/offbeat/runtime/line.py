@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ..encoding import EncodingError, decode, encode
+from .tls import TLS
 from .transport import Transport
 
 
@@ -19,13 +20,19 @@ class Line:
         number: among the hosts of the run.
         listen: where others reach this one, as `Transport` has it.
         note: told, in one line, what was wrong with what others sent.
+        tls: certificates, for connections between machines.
 
     Raises:
         OSError: an address is taken, or not of this machine.
     """
 
     def __init__(
-        self, number: int, listen: Sequence[str], secret: bytes, note: Callable[[str], None]
+        self,
+        number: int,
+        listen: Sequence[str],
+        secret: bytes,
+        note: Callable[[str], None],
+        tls: TLS | None = None,
     ) -> None:
         self._inbox: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
         self._note = note
@@ -36,6 +43,7 @@ class Line:
             self._on_frame,
             lambda host, graceful: self._inbox.put((host, None)),
             on_error=lambda error: note(" ".join(str(error).split())),
+            tls=tls,
         )
         self.addresses = self._transport.addresses
         """Where others reach this one, in the order of `listen`."""

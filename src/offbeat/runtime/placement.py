@@ -22,6 +22,7 @@ from .seats import Seat
 from .shared import MappedParameters
 from .spawning import Spawner, socket_names
 from .tickets import Tickets
+from .tls import TLS
 from .world import World
 
 CHAOS = "OFFBEAT_CHAOS"
@@ -39,6 +40,7 @@ class Gathering:
         secret: what everyone who takes part knows.
         patience: seconds for all the others to come.
         on_listening: told where the coordinator can be reached, before anything is started.
+        tls: certificates, for connections between machines; they are not encrypted if None.
     """
 
     listen: str
@@ -46,6 +48,7 @@ class Gathering:
     secret: bytes
     patience: float = 120.0
     on_listening: Callable[[str], None] = lambda address: None
+    tls: TLS | None = None
 
 
 class Placement:
@@ -78,13 +81,14 @@ class Placement:
         self._gathering = gathering
         self._replaces = replaces
         self._secret = secrets.token_bytes(32) if gathering is None else gathering.secret
+        self._tls = None if gathering is None else gathering.tls
         self._names = socket_names()
         self._shared: MappedParameters | None = None
         self.tickets: Tickets | None = None
         listen = [f"{self._names}/coordinator"]
         if gathering is not None:
             listen.append(gathering.listen)
-        self.line = Line(COORDINATOR, listen, self._secret, note)
+        self.line = Line(COORDINATOR, listen, self._secret, note, self._tls)
         self.spawner = Spawner()
         here = [seat for seat in seats if seat.gone is None]
         elsewhere = [] if gathering is None else here[gathering.slots :]
@@ -162,6 +166,7 @@ class Placement:
             ),
             coordinator=coordinator,
             secret=self._secret,
+            tls=self._tls,
             journals=self._journals,
             tickets=self.tickets if self._gathering is None else None,
             replaces=self._replaces,

@@ -37,6 +37,11 @@ class TLS:
     def __post_init__(self) -> None:
         self.context(server=True)
 
+    @classmethod
+    def of_folder(cls, folder: Path) -> Self:
+        """The files cert.pem, key.pem and ca.pem of a folder."""
+        return cls(cert=folder / "cert.pem", key=folder / "key.pem", ca=folder / "ca.pem")
+
     def context(self, *, server: bool) -> ssl.SSLContext:
         """Settings of one end of a connection."""
         protocol = ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT

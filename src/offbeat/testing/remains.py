@@ -88,7 +88,7 @@ class Belongings:
 
 
 def adopt_orphans(*, adopt: bool = True) -> None:
-    """From now on a process below this one whose parent ends becomes a child of this one, or not."""
+    """Whether, from now on, a process below this one whose parent ends becomes its child."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
 
 

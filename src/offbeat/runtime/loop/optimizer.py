@@ -41,6 +41,8 @@ class DistributedOptimizer(Optimizer):
     It shares its parameter groups with the user's optimizer, so learning-rate schedulers work on
     either. Use it as a context manager: leaving the block tells the others, serves them until
     they have left too, and loads the common model into the module.
+
+    From then on this process keeps the memory that it frees, for its next tensors (`memory.py`).
     """
 
     _step_supports_amp_scaling = True
