@@ -22,6 +22,10 @@ from offbeat.problems import IID, Batches, Digits, shard
 from offbeat.runtime.gradient_log import replay_loop
 from offbeat.runtime.loop import distribute
 from offbeat.runtime.scheduler import RunError
+from offbeat.runtime.simulated import Simulation
+from offbeat.runtime.world import World
+from offbeat.testing import small_experiment
+from offbeat.topology import OnePeerExponential
 
 OF_THE_LOOP = {
     name: method
@@ -241,3 +245,18 @@ def test_a_step_after_the_block_is_an_error(monkeypatch: pytest.MonkeyPatch):
         optimizer.step()
     with pytest.raises(RunError, match="after the with block"):
         optimizer.step()
+
+
+def test_a_rank_that_has_left_counts_in_the_rounds_that_it_took_part_in():
+    # One that is slower hears of it in such a round, and must not do without it there.
+    experiment = small_experiment(methods.StochasticGradientPush(), workers=3)
+    world = World(experiment)
+    node = world.node(0, Simulation(experiment), world.initial)
+    node.round = 2
+    before = node.peers(OnePeerExponential())
+    node.departed.add(1)
+    node.rounds_of[1] = 3
+    assert node.is_live(1)
+    assert node.peers(OnePeerExponential()) == before
+    node.round = 3
+    assert not node.is_live(1)

@@ -250,6 +250,8 @@ class Node:
         self.changes = 0
         self.departed: set[int] = set()
         self.first_round: dict[int, int] = {}
+        self.rounds_of: dict[int, int] = {}
+        """Of peers that have left: the rounds that they took part in, whenever that is learnt."""
         self.states: dict[type, Any] = {}
         self._mixes = 0
         self._mixes_at_snapshot = 0
@@ -294,7 +296,9 @@ class Node:
 
     def is_live(self, rank: int) -> bool:
         """Whether that node takes part in this round, as far as is known here."""
-        return rank not in self.departed and self.first_round.get(rank, 0) <= self.round
+        if rank in self.departed:
+            return self.round < self.rounds_of.get(rank, 0)
+        return self.first_round.get(rank, 0) <= self.round
 
     def peers(self, topology: Topology) -> Neighbors:
         """Live neighbours in this round and the weights they are given (they sum to one)."""

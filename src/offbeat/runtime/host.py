@@ -539,7 +539,8 @@ class Host(Executor):
         self._note(task.node.rank, task.id, cause)
 
     def noticed(self, node: Node, peer: int) -> None:
-        self._note(node.rank, 0, Cause(Kind.DEPARTURE, peer))
+        # The rounds that it took part in decide who a node's peers are, so they are kept too.
+        self._note(node.rank, 0, Cause(Kind.DEPARTURE, peer, node.rounds_of.get(peer, -1)))
 
     def watched(self, node: Node, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
         return coroutine if self._watch is None else self._watch(node, coroutine)

@@ -62,7 +62,7 @@ class Reader:
             first = position == self.position and self.begun
             if not first and cause.kind not in INSIDE_A_STEP:
                 break
-            if cause.source >= 0 and cause.sequence >= 0:
+            if cause.kind is not Kind.DEPARTURE and cause.source >= 0 and cause.sequence >= 0:
                 causes.append(cause)
         return causes
 
@@ -226,6 +226,8 @@ class Replay(Executor):
         if cause.kind is Kind.DEPARTURE:
             reader.position += 1
             node.departed.add(cause.source)
+            if cause.sequence >= 0:
+                node.rounds_of[cause.source] = cause.sequence
             return
         if cause.kind is Kind.RETUNED and self._settings is not None:
             reader.position += 1

@@ -164,6 +164,8 @@ class RankHost(Host):
             # Nobody here asks anything of it from now on; what it was asked before is still
             # answered, so whoever awaits that goes on awaiting it.
             for node in self.scheduler.nodes.values():
+                if self.scheduler.method.synchronous:
+                    node.rounds_of[rank] = word.rounds
                 node.departed.add(rank)
                 self.noticed(node, rank)
             self.tell(rank, Farewell(0))
@@ -309,7 +311,7 @@ class RankHost(Host):
     def leave_loop(self) -> None:
         """Tell the others, and serve them until all have left their loops too."""
         self.over = True
-        self.tell_others(Left(0))
+        self.tell_others(Left(self.scheduler.nodes[self.rank].round))
         self.stop()
         with self.lock:
             for node in self.scheduler.nodes.values():

@@ -61,7 +61,8 @@ class Copy:
 class Left:
     """The sender's loop is over; it goes on to serve the others until theirs are."""
 
-    steps: int
+    rounds: int
+    """That its worker took part in; in those others still count on it, wherever they are by now."""
 
 
 @message
