@@ -170,6 +170,24 @@ def test_machines_with_other_experiments_are_refused_by_name(port: int, tmp_path
     assert ended(coordinator)[0] == 0
 
 
+def test_a_needed_machine_that_is_lost_ends_the_run_in_one_line(port: int, tmp_path: Path):
+    options = ["--method", "AllReduceSGD", "--workers", "2", "--budget.seconds", "60"]
+    options += ["--join", f"127.0.0.1:{port}"]
+    coordinator = started(*options, "--checkpoint", "0.2", "--out", "a", cwd=tmp_path)
+    while not (tmp_path / "a").exists():
+        assert coordinator.poll() is None
+    other = started(*options, cwd=tmp_path)
+    while not list(tmp_path.glob("a/checkpoints/[0-9]*")):
+        assert coordinator.poll() is None
+    other.kill()
+    ended(other)
+    code, _, errors = ended(coordinator)
+    assert code == 1
+    last = errors.splitlines()[-1]
+    assert last.startswith("offbeat: node 1 was on a machine that is gone, and no other can start")
+    assert "Traceback" not in errors
+
+
 def test_a_machine_that_never_comes_is_named(port: int, tmp_path: Path):
     options = ["--method", "AllReduceSGD", *SMALL, "--join", f"127.0.0.1:{port}"]
     code, _, errors = ended(started(*options, "--patience", "0.5", "--out", "a", cwd=tmp_path))

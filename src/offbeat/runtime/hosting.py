@@ -10,6 +10,7 @@ from ..experiment import Experiment, to_config
 from ..likeness import differing, settings, shown
 from ..runs import versions
 from . import control
+from .scheduler import RunError
 from .seats import Seat
 
 
@@ -81,8 +82,17 @@ class Hosting:
         self._assign(agent, hosts)
 
     def again(self, seat: Seat) -> None:
-        """Have the process of a seat started that one of its agent's was in before."""
+        """Have the process of a seat started that one of its agent's was in before.
+
+        Raises:
+            RunError: that agent is gone.
+        """
         assert seat.agent is not None
+        if seat.agent not in self.agents:
+            raise RunError(
+                f"{seat.names} was on a machine that is gone, and no other can start it: go on "
+                "from the last checkpoint by `offbeat run --resume`"
+            )
         self.agents[seat.agent].append(seat)
         self._assign(seat.agent, (seat.host,))
 
