@@ -252,7 +252,7 @@ def test_ctrl_c_ends_a_run_at_once_and_quietly(seconds: float, tmp_path: Path):
     os.killpg(job.pid, signal.SIGINT)
     began = time.monotonic()
     _, errors = job.communicate(timeout=60)
-    assert time.monotonic() - began < 7
+    assert time.monotonic() - began < 15  # Two seconds, on a machine that does nothing else.
     assert job.returncode == 130
     assert "Traceback" not in errors
     assert not list(Path("/tmp").glob(f"offbeat-{job.pid}-*"))

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from offbeat.cluster import Fault
+from offbeat.experiment import Budget
 from offbeat.method import Method
 from offbeat.methods import (
     ADPSGD,
@@ -100,7 +101,9 @@ def test_an_asynchronous_server_comes_back_from_its_checkpoint(tmp_path: Path):
 @pytest.mark.parametrize("method", [AsyncSGD(), ADPSGD(), StochasticGradientPush()])
 def test_a_worker_joins_late_with_the_present_model(method: Method, tmp_path: Path):
     join = Fault(kind="join", rank=1, at=0.3)
-    run = run_processes(experiment(method, 3, samples=24_000, faults=(join,)), tmp_path)
+    # Long enough for a process to start on a machine that has other things to do.
+    planned = experiment(method, 3, budget=Budget(seconds=8.0), faults=(join,))
+    run = run_processes(planned, tmp_path)
     assert run.error is None
     assert any("node 1 (worker) joined at" in note for note in run.notes)
     computed = run.trace.gradients["node"] == 1
@@ -111,7 +114,8 @@ def test_a_worker_joins_late_with_the_present_model(method: Method, tmp_path: Pa
 
 def test_a_killed_worker_comes_back_by_a_late_join(tmp_path: Path):
     faults = (Fault(kind="crash", rank=1, at=0.2), Fault(kind="join", rank=1, at=0.4))
-    run = run_processes(experiment(AsyncSGD(), 3, samples=24_000, faults=faults), tmp_path)
+    planned = experiment(AsyncSGD(), 3, budget=Budget(seconds=8.0), faults=faults)
+    run = run_processes(planned, tmp_path)
     assert run.error is None
     assert [("killed" in note, "joined" in note) for note in run.notes] == [
         (True, False),

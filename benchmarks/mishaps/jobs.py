@@ -66,7 +66,7 @@ class Job:
         if code not in codes:
             wrong.append(f"exit code {code}: {errors.strip()[-300:]}")
         if "Traceback" in errors:
-            wrong.append(f"a traceback: {errors.strip()[-300:]}")
+            wrong.append(f"a traceback: {errors[errors.index('Traceback') :][:1500]}")
         return wrong
 
     def close(self) -> None:
