@@ -22,6 +22,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -60,10 +61,18 @@ class NetworkHost:
         return subprocess.run(self.command(command), **(defaults | settings))
 
     def start(self, command: Sequence[str], **settings: Any) -> subprocess.Popen[str]:
-        """Start a command; its output can be read from pipes, as text."""
+        """Start a command; its output can be read from pipes, as text.
+
+        It is in the namespace when this returns, or has ended: who leaves the network right away
+        finds it there.
+        """
         pipe = subprocess.PIPE
         defaults = {"stdout": pipe, "stderr": pipe, "text": True}
-        return subprocess.Popen(self.command(command), **(defaults | settings))
+        process = subprocess.Popen(self.command(command), **(defaults | settings))
+        own = os.stat(f"/run/netns/{self.namespace}").st_ino
+        while process.poll() is None and os.stat(f"/proc/{process.pid}/ns/net").st_ino != own:
+            time.sleep(0.001)
+        return process
 
     def down(self) -> None:
         """Pull the cable at the switch: nothing gets through, and no connection ends by it."""
