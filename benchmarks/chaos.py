@@ -23,10 +23,11 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from common import options
 from mishaps.commands import interrupts, launchers, torchruns
 from mishaps.disks import disk
 from mishaps.kills import joins, recoveries, servers, without, workers
@@ -49,15 +50,15 @@ PARTS: dict[str, Callable[[Settings], Iterator[Outcome]]] = {
 }
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--only", nargs="*", metavar="METHOD")
     parser.add_argument("--runs", type=int, default=20, help="kills of each method (20)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--deadline", type=float, default=DEADLINE, help="seconds; then it hangs")
-    parser.add_argument("--out", type=Path, help="a JSON file of all runs")
-    args = parser.parse_args()
+    parser.add_argument("--out", type=options.out_file, help="a JSON file of all runs")
+    args = parser.parse_args(arguments)
     settings = Settings(
         only=None if args.only is None else tuple(args.only),
         runs=args.runs,

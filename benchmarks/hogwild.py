@@ -1,6 +1,7 @@
 """Hogwild!, one process against two: ours, and PyTorch's own example.
 
-    python benchmarks/hogwild.py [--quick]
+    python benchmarks/hogwild.py
+    python benchmarks/hogwild.py --quick
 
 The network and settings of `mnist_hogwild` in pytorch/examples, on random images of MNIST's shape.
 The example's processes share the module by `share_memory()`, read and write it as they go, and
@@ -11,20 +12,24 @@ figures are medians over the rounds.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import functools
+import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+# Its tensors are shared with the processes that they are passed to.
 import torch.multiprocessing
 import torch.nn.functional as F
+from common import options
+from common.groups import forks
 from torch import Tensor, nn
 
 import offbeat
@@ -34,8 +39,6 @@ from offbeat.problems import Data, Problem, Split
 BATCH = 64
 RATE, MOMENTUM = 0.01, 0.5
 IMAGES = 12_000
-WARMUP = 0.5
-"""Seconds of training before the clock starts."""
 
 
 class Net(nn.Module):
@@ -81,19 +84,32 @@ class RandomImages(Problem):
         return {"loss": self.loss(outputs, targets).item()}
 
 
-def ours(processes: int, seconds: float) -> float:
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """How long each variant trains at a time, in seconds.
+
+    Args:
+        warmup: before the clock starts.
+        counted: from then on.
+    """
+
+    warmup: float = 0.5
+    counted: float
+
+
+def ours(processes: int, turn: Turn) -> float:
     """Samples per second of `offbeat.run`."""
     run = offbeat.run(
         Hogwild(),
         RandomImages(),
         cluster=offbeat.Cluster(workers=processes),
         optimizer=functools.partial(torch.optim.SGD, lr=RATE, momentum=MOMENTUM),
-        budget=offbeat.Budget(seconds=WARMUP + seconds),
+        budget=offbeat.Budget(seconds=turn.warmup + turn.counted),
         evaluate_every=1_000_000_000,
     )
     assert run.error is None, run.error
-    ended = run.trace.gradients["end_ns"] / 1e9
-    return float(((ended >= WARMUP) & (ended < WARMUP + seconds)).sum()) * BATCH / seconds
+    after = run.trace.gradients["end_ns"] / 1e9 - turn.warmup
+    return float(((after >= 0) & (after < turn.counted)).sum()) * BATCH / turn.counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,9 +157,9 @@ def train(loops: Loops, model: nn.Module, rank: int, orders: Any) -> None:
 
 
 @contextlib.contextmanager
-def example(loops: Loops, processes: int) -> Generator[Callable[[float], float]]:
+def example(loops: Loops, processes: int) -> Generator[Callable[[Turn], float]]:
     """Samples per second of so many processes, asked for as often as one likes."""
-    context = torch.multiprocessing.get_context("spawn")
+    context = forks()
     model = Net()
     model.share_memory()
     ends: list[Any] = []
@@ -158,11 +174,11 @@ def example(loops: Loops, processes: int) -> Generator[Callable[[float], float]]
     for end in ends:
         assert end.recv() == "ready"
 
-    def measure(seconds: float) -> float:
-        begin = time.monotonic() + WARMUP
+    def measure(turn: Turn) -> float:
+        begin = time.monotonic() + turn.warmup
         for end in ends:
-            end.send((begin, begin + seconds))
-        return sum(end.recv() for end in ends) * BATCH / seconds
+            end.send((begin, begin + turn.counted))
+        return sum(end.recv() for end in ends) * BATCH / turn.counted
 
     try:
         yield measure
@@ -173,20 +189,22 @@ def example(loops: Loops, processes: int) -> Generator[Callable[[float], float]]
             child.join()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Hogwild!, one process against two.")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of training, each time")
-    parser.add_argument("--quick", action="store_true", help="one round of half a second")
-    parsed = parser.parse_args()
-    rounds, seconds = (1, 0.5) if parsed.quick else (parsed.rounds, parsed.seconds)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = options.parser(__doc__)
+    parser.add_argument(
+        "--rounds", type=options.rounds, help="turns of each variant (7; 1 if quick)"
+    )
+    parser.add_argument("--seconds", type=float, default=3.0, help="that count of a turn (3)")
+    asked = parser.parse_args(arguments)
+    rounds = asked.rounds or (1 if asked.quick else 7)
+    turn = Turn(warmup=0.1, counted=0.3) if asked.quick else Turn(counted=asked.seconds)
     with contextlib.ExitStack() as stack:
         rivals = {
             "example, default threads": Loops(threads=None),
             "example, 1 thread": Loops(threads=1),
             "nothing shared, 1 thread": Loops(threads=1, shared=False),
         }
-        variants: dict[tuple[str, int], Callable[[float], float]] = {
+        variants: dict[tuple[str, int], Callable[[Turn], float]] = {
             ("offbeat, 1 thread", n): functools.partial(ours, n) for n in (1, 2)
         }
         for name, loops in rivals.items():
@@ -195,14 +213,16 @@ def main() -> None:
         figures: dict[tuple[str, int], list[float]] = {variant: [] for variant in variants}
         for _ in range(rounds):
             for variant, measure in variants.items():
-                figures[variant].append(measure(seconds))
+                figures[variant].append(measure(turn))
     median = {variant: statistics.median(values) for variant, values in figures.items()}
     print(f"samples per second, medians of {rounds} rounds, {os.cpu_count()} cores\n")
     print("| | 1 process | 2 processes | ratio |")
     print("|---|---|---|---|")
     for name in dict.fromkeys(name for name, _ in variants):
         one, two = median[name, 1], median[name, 2]
-        print(f"| {name} | {one:,.0f} | {two:,.0f} | {two / one:.2f} |")
+        # In so short a turn as a quick one there may be no step at all.
+        print(f"| {name} | {one:,.0f} | {two:,.0f} | {two / one if one else math.nan:.2f} |")
+    options.write({f"{name}, {n}": rates for (name, n), rates in figures.items()}, asked.out)
 
 
 if __name__ == "__main__":

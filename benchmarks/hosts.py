@@ -8,9 +8,8 @@ down to 100 Mbit/s by `tc tbf`. On each runs `offbeat run --join`, with one work
 digits and a network of 250,000 parameters, so that a whole model passes a line in 80 ms. Each
 gradient sleeps out what the cluster says it takes, for the machines share their cores.
 
-Every method's learning rate is chosen by the same rule, in the simulator, of the same cluster: of
-one grid that with the best mean accuracy on the validation part when the budget is spent. The goal
-is 99 % of the test accuracy with which all-reduce ends, under the same seed.
+Rates are chosen as common/contest.py says, and the goal is that of common/goals.py; accuracies are
+those on the test part.
 
 An evaluation would pull every model through the lines that are measured. So the real runs are not
 evaluated on their way: the methods are synchronous, so that a run's model after so many samples is
@@ -20,28 +19,26 @@ are equal to the bit is checked.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
-import json
 import os
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
-from common.options import out_file
-from straggler import Times, ratios, record, table, times
+from common import options
+from common.contest import in_turns, print_notes, tune
+from common.goals import REFERENCE, as_json, lasted, ratio, table, times
+from common.ours import NEVER
 
 import offbeat
 from offbeat.cluster import Lognormal
-from offbeat.compare import HALF_DECADES, compare
 from offbeat.experiment import to_config
 from offbeat.method import Method
 from offbeat.methods import AllReduceSGD, LocalSGD, StochasticGradientPush
@@ -56,11 +53,8 @@ METHODS: dict[str, Method] = {
     "StochasticGradientPush": StochasticGradientPush(),
     "LocalSGD": LocalSGD(),
 }
-REFERENCE = "AllReduceSGD"
 RATE, BANDWIDTH = "100mbit", 12.5e6
 """Of a line, in `tc`'s words and in bytes per second."""
-NEVER = 1 << 60
-"""Samples between evaluations."""
 
 ECHO = """
 import socket, sys
@@ -108,12 +102,13 @@ def latency(hosts: Sequence[NetworkHost]) -> float:
     return float(found.stdout) / 2
 
 
-def experiment(samples: int, waiting: float) -> offbeat.Experiment:
+def experiment(samples: int, waiting: float, workers: int = 4) -> offbeat.Experiment:
+    """`waiting` is the lines' latency in seconds."""
     return offbeat.Experiment(
         method=METHODS[REFERENCE],
         problem=offbeat.problems.Digits(hidden=3333),
         cluster=offbeat.Cluster(
-            workers=4,
+            workers=workers,
             compute=Lognormal(seconds=0.02, sigma=0.2),
             bandwidth=BANDWIDTH,
             latency=waiting,
@@ -149,67 +144,46 @@ def clocked(simulated: Run, measured: Run) -> Run:
     return dataclasses.replace(measured, metrics=rows)
 
 
-def rounds(found: Mapping[str, Sequence[Times]], name: str, count: int) -> float:
-    """Milliseconds of a round, the median over the seeds."""
-    return 1000 * statistics.median(t.lasted for t in found[name]) / count
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="one seed, few samples, two rates")
-    parser.add_argument("--out", type=out_file, help="a file for all figures, as JSON")
-    asked = parser.parse_args(arguments)
+    asked = options.parser(__doc__).parse_args(arguments)
     if (reason := skip_reason()) is not None:
         raise SystemExit(f"hosts.py: {reason}")
     began = time.monotonic()
+    workers = 3 if asked.quick else 4
     seeds = range(1) if asked.quick else range(3)
-    rates = (0.1, 0.3) if asked.quick else HALF_DECADES
     with ExitStack() as stack:
-        network = stack.enter_context(Network(hosts=4, rate=RATE))
+        network = stack.enter_context(Network(hosts=workers, rate=RATE))
         waiting = latency(network.hosts)
         machines = stack.enter_context(Machines(network.hosts))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        chosen = experiment(640 if asked.quick else 9_600, waiting)
-        cores = os.cpu_count() or 1
-        tuned = compare(METHODS, chosen, rates=rates, seeds=seeds, jobs=1 if asked.quick else cores)
-        for entry in tuned.entries:
-            if entry.error is not None:
-                raise SystemExit(f"{entry.label}: {entry.error}")
-            print(f"{entry.label}: rate {entry.rate:g}", flush=True)
-        runs: dict[str, list[Run]] = {name: [] for name in METHODS}
-        for seed in seeds:
-            # Methods take turns, so that what slows the machine down slows all alike.
-            for entry in tuned.entries:
-                simulated = entry.runs[seed]
-                folder = scratch / f"{entry.label}-{seed}"
-                measured = run_on(machines, simulated.experiment, folder)
-                runs[entry.label].append(clocked(simulated, measured))
-            print(f"seed {seed} done", flush=True)
+        chosen = experiment(480 if asked.quick else 9_600, waiting, workers)
+        tuned = tune(METHODS, chosen, seeds=seeds, quick=asked.quick)
+
+        def for_real(simulated: Run) -> Run:
+            planned = simulated.experiment
+            folder = scratch / f"{type(planned.method).__name__}-{planned.seed}"
+            return clocked(simulated, run_on(machines, planned, folder))
+
+        runs = in_turns(tuned, for_real)
     predicted = times({entry.label: entry.runs for entry in tuned.entries})
     found = times(runs)
-    workers, samples = chosen.cluster.workers, chosen.budget.samples
-    print(f"\n{workers} machines on {cores} cores, lines of 100 Mbit/s, {1e6 * waiting:.0f} us;")
-    print(f"gradients {chosen.cluster.compute}; {samples:,} samples, {len(seeds)} seeds\n")
+    print(f"\n{workers} machines on {os.cpu_count()} cores, lines of 100 Mbit/s, ", end="")
+    print(f"{1e6 * waiting:.0f} us;")
+    print(f"gradients {chosen.cluster.compute}; {chosen.budget.samples:,} samples, ", end="")
+    print(f"{len(seeds)} seeds\n")
     print(table(tuned, predicted, found), end="\n\n")
     assert chosen.quota is not None
     for name in METHODS:
-        real, virtual = (rounds(of, name, chosen.quota) for of in (found, predicted))
+        real, virtual = (1000 * lasted(of, name) / chosen.quota for of in (found, predicted))
         print(f"{name}: a round takes {real:.0f} ms, simulated {virtual:.0f} ms")
     for name in METHODS:
         if name != REFERENCE:
-            own, virtual = (statistics.median(ratios(of, name)) for of in (found, predicted))
+            own, virtual = ratio(found, name), ratio(predicted, name)
             print(f"{name}: {own:.2f} of all-reduce's time to the goal, simulated {virtual:.2f}")
-        notes = [note for run in runs[name] for note in run.notes]
-        if notes:
-            print(f"note: {name}: {notes[0]}; {len(notes)} such notes of {len(runs[name])} runs")
-    print(
-        f"all final models are those of the simulator, to the bit; {time.monotonic() - began:.0f} s"
-    )
-    if asked.out is not None:
-        figures = record(tuned, predicted, found)
-        asked.out.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
+        print_notes(name, runs[name])
+    seconds = time.monotonic() - began
+    print(f"all final models are those of the simulator, to the bit; {seconds:.0f} s")
+    options.write(as_json(tuned, predicted, found), asked.out)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,13 @@ medians. What is not installed (`pip install -e '.[bench]'`) is left out, and sa
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import platform
 from collections.abc import Sequence
 
 import torch
+from common import options
 from common.figures import show
-from common.options import out_file, rounds
 from parts import mean, scheduler, server, steps
 
 PARTS = {
@@ -30,14 +28,12 @@ PARTS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.parser(__doc__)
     parser.add_argument("parts", nargs="+", choices=[*PARTS, "all"], metavar="PART",
                         help=", ".join([*PARTS, "all"]))  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="a few steps: whether it works at all")
-    parser.add_argument("--rounds", type=rounds, help="turns of each contestant (7; 1 if quick)")
-    parser.add_argument("--out", type=out_file, help="a file for all figures, as JSON")
+    parser.add_argument(
+        "--rounds", type=options.rounds, help="turns of each contestant (7; 1 if quick)"
+    )
     asked = parser.parse_args(arguments)
     load = os.getloadavg()[0]
     names = list(PARTS) if "all" in asked.parts else list(dict.fromkeys(asked.parts))
@@ -47,18 +43,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show(measured)
     if asked.quick:
         print("so few steps show that it works; their figures mean nothing")
-    if asked.out is not None:
-        figures = {
-            "machine": {
-                "cores": os.cpu_count(),
-                "processor": platform.machine(),
-                "torch": torch.__version__,
-                "load before": load,
-            },
-            "rounds": turns,
-            "parts": {part.name: part.as_json() for part in measured},
-        }
-        asked.out.write_text(json.dumps(figures, indent=2) + "\n")
+    figures = {
+        "machine": {
+            "cores": os.cpu_count(),
+            "processor": platform.machine(),
+            "torch": torch.__version__,
+            "load before": load,
+        },
+        "rounds": turns,
+        "parts": {part.name: part.as_json() for part in measured},
+    }
+    options.write(figures, asked.out)
 
 
 if __name__ == "__main__":

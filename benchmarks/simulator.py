@@ -2,6 +2,7 @@
 
     python benchmarks/simulator.py            # about four minutes
     python benchmarks/simulator.py --repeats 3 --only gradients
+    python benchmarks/simulator.py --quick
 
 Rivals take turns within each repetition and ratios are those of their medians, so that a machine
 that is now slow and now fast treats them alike.
@@ -15,11 +16,12 @@ import os
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from common import options
 from torch import nn
 
 from offbeat.cluster import Cluster, Constant
@@ -129,21 +131,21 @@ def against_plain_loop(name: str, problem: Supervised, gradients: int, repeats: 
     print(f"  the first simulation took {extra:.1f} s more", flush=True)
 
 
-def by_workers(repeats: int) -> None:
-    """Cost of a gradient by method and number of workers."""
+def by_workers(counts: Sequence[int], gradients: int, repeats: int) -> None:
+    """Cost of a gradient by method and number of workers; each has eight to compute at least."""
     methods = AsyncSGD(), ADPSGD(), StochasticGradientPush(), AllReduceSGD()
     print(f"\nus a gradient by workers; digits MLP, batch 16, {repeats} repetitions")
     print("  workers " + "".join(f"{type(method).__name__:>24}" for method in methods))
-    for workers in (8, 64, 512, 4096):
+    for workers in counts:
         problem = digits(16, workers)
-        gradients = workers * max(8, 6400 // workers)
+        computed = workers * max(8, gradients // workers)
         for method in methods:
             simulate(method, problem, workers, workers)
         times: list[list[float]] = [[] for _ in methods]
         for _ in range(repeats):
             for method, taken in zip(methods, times, strict=True):
-                taken.append(simulate(method, problem, workers, gradients))
-        cells = (f"{1e6 * statistics.median(taken) / gradients:24.0f}" for taken in times)
+                taken.append(simulate(method, problem, workers, computed))
+        cells = (f"{1e6 * statistics.median(taken) / computed:24.0f}" for taken in times)
         print(f"  {workers:7} " + "".join(cells), flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"  most memory of the process so far: {peak:.0f} MiB")
@@ -171,7 +173,7 @@ class Doze(Method):
         await node.sleep(1e-3)
 
 
-def by_event(repeats: int) -> None:
+def by_event(seconds: float, repeats: int) -> None:
     """Cost of an event that computes nothing."""
     print(f"\nus an event, 64 workers, {repeats} repetitions")
     for name, method in (("message, sent and received", PassOn()), ("sleep", Doze())):
@@ -180,7 +182,7 @@ def by_event(repeats: int) -> None:
             problem=digits(16, 64),
             cluster=Cluster(workers=64, compute=Constant(), latency=1e-3),
             optimizer=SGD,
-            budget=Budget(seconds=1.0),
+            budget=Budget(seconds=seconds),
         )
         costs: list[float] = []
         for _ in range(repeats):
@@ -192,21 +194,30 @@ def by_event(repeats: int) -> None:
         print(f"  {name:28} {statistics.median(costs):5.1f}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=7)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help=options.QUICK)
+    parser.add_argument("--repeats", type=options.rounds, help="of everything (7; 1 if quick)")
     parser.add_argument("--only", choices=["gradients", "events", "workers"])
-    arguments = parser.parse_args()
-    repeats, only = arguments.repeats, arguments.only
+    asked = parser.parse_args(arguments)
+    quick, only = asked.quick, asked.only
+    repeats = asked.repeats or (1 if quick else 7)
     print(f"{os.cpu_count()} cores, torch {torch.__version__}")
     if only in (None, "gradients"):
-        for batch_size in (16, 32):
-            against_plain_loop("digits, MLP 64-32-10", digits(batch_size, 64), 6400, repeats)
-        against_plain_loop("LeNet-5, 28x28 images", mnist_shaped(32), 2560, repeats)
+        for batch_size in (16,) if quick else (16, 32):
+            problem, gradients = digits(batch_size, 64), 640 if quick else 6400
+            against_plain_loop("digits, MLP 64-32-10", problem, gradients, repeats)
+        problem, gradients = mnist_shaped(32), 64 if quick else 2560
+        against_plain_loop("LeNet-5, 28x28 images", problem, gradients, repeats)
     if only in (None, "events"):
-        by_event(repeats)
+        by_event(0.05 if quick else 1.0, repeats)
     if only in (None, "workers"):
-        by_workers(max(1, repeats // 2))
+        if quick:
+            by_workers((8,), 64, repeats)
+        else:
+            by_workers((8, 64, 512, 4096), 6400, max(1, repeats // 2))
 
 
 if __name__ == "__main__":

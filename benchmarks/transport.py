@@ -1,6 +1,7 @@
 """What a payload costs from one process to another, against a copy of it in memory.
 
-    python benchmarks/transport.py [--rounds 30] [--out transport.json]
+    python benchmarks/transport.py
+    python benchmarks/transport.py --quick
 
 Two processes of one thread each, joined by a Unix connection with shared-memory slots, then by TCP
 on loopback. Per size: `copied`, a tensor of the sender's own; `in slot`, one that lies in the
@@ -9,16 +10,18 @@ the payload, `and read` when it has summed it up too; `there and back` is a smal
 Rounds alternate with a copy between two tensors of that size; shown are medians.
 """
 
-import argparse
-import json
-import multiprocessing
+from __future__ import annotations
+
 import statistics
 import tempfile
 import threading
 import time
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from common import options
+from common.groups import forks
 from torch import Tensor
 
 from offbeat.runtime.transport import Transport
@@ -28,7 +31,7 @@ SECRET = b"benchmark"
 PATIENCE = 60.0
 
 
-def answer(listen: str, pipe) -> None:
+def answer(listen: str, pipe: Any) -> None:
     """The receiver: says when each payload had come, and when it was read."""
     torch.set_num_threads(1)
     over = threading.Event()
@@ -55,8 +58,8 @@ class Sender:
         self._times: list[float] = []
         self._answered = threading.Semaphore(0)
         self.transport = Transport(0, listen[0], SECRET, self._on_frame, lambda *_: None)
-        pipe, other = multiprocessing.Pipe()
-        context = multiprocessing.get_context("spawn")
+        context = forks()
+        pipe, other = context.Pipe()
         self._process = context.Process(target=answer, args=(listen[1], other))
         self._process.start()
         address = pipe.recv()
@@ -104,12 +107,13 @@ def shown(seconds: float, copy: float) -> str:
     return f"{1e6 * seconds:11,.0f} us ({seconds / copy:7,.2f})"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="BYTES")
-    parser.add_argument("--out", type=Path, help="write the medians there, as JSON")
-    arguments = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = options.parser(__doc__)
+    parser.add_argument("--rounds", type=options.rounds, help="payloads of each kind (30)")
+    parser.add_argument("--sizes", type=int, nargs="+", metavar="BYTES")
+    asked = parser.parse_args(arguments)
+    rounds = asked.rounds or (1 if asked.quick else 30)
+    sizes = asked.sizes or ((64, 300_000) if asked.quick else SIZES)
     torch.set_num_threads(1)
     results: dict[str, dict[int, dict[str, list[float]]]] = {}
     print("medians, and in brackets how many copies in memory that is")
@@ -120,8 +124,8 @@ def main() -> None:
             sender = Sender(folder, tcp=name == "tcp")
             try:
                 results[name] = {}
-                for size in arguments.sizes:
-                    found = measure(sender, size, arguments.rounds)
+                for size in sizes:
+                    found = measure(sender, size, rounds)
                     results[name][size] = found
                     (copy,) = found["copy"]
                     for kind in ("copied", "in slot"):
@@ -129,8 +133,7 @@ def main() -> None:
                         print(f"{name:6}{size:12,} {kind:8}{row}")
             finally:
                 sender.close()
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    options.write(results, asked.out)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
 """The scripts of benchmarks/: what they import is there, and quick modes run."""
 
 import importlib
-import importlib.util
 import json
 import math
 import multiprocessing
 import os
+import re
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ import offbeat
 from offbeat.methods import SGD
 from offbeat.runs import Metrics, Run
 from offbeat.testing import simulated, small_experiment
+from offbeat.testing.remains import adopt_orphans
 from offbeat.trace import Trace
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -35,20 +36,18 @@ def _as_a_script(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
     torch.set_num_threads(threads)
 
 
-def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their own module up.
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+def figures_of(name: str, arguments: Sequence[str], folder: Path) -> dict[str, Any]:
+    """What a script writes; the processes that it has started are gone."""
+    before = {process.pid for process in multiprocessing.active_children()}
+    out = folder / "figures.json"
+    importlib.import_module(name).main([*arguments, "--out", str(out)])
+    assert {process.pid for process in multiprocessing.active_children()} == before
+    return json.loads(out.read_text())
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
-def test_it_can_be_imported(path: Path, monkeypatch: pytest.MonkeyPatch):
-    assert callable(script(path.stem, monkeypatch).main)
+def test_it_can_be_imported(path: Path):
+    assert callable(importlib.import_module(path.stem).main)
 
 
 MEASURED = {
@@ -66,13 +65,11 @@ def test_real_runs_quickly(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    before = {process.pid for process in multiprocessing.active_children()}
     # What is not installed everywhere takes long to start.
     for rival in ("decent_dp", "ray"):
         monkeypatch.setitem(sys.modules, rival, None)
-    script("real", monkeypatch).main([part, "--quick", "--out", str(tmp_path / "figures.json")])
+    figures = figures_of("real", [part, "--quick"], tmp_path)
     printed = capsys.readouterr().out
-    figures = json.loads((tmp_path / "figures.json").read_text())
     medians: dict[str, float] = {}
     for found in figures["parts"].values():
         assert found["title"].split(",")[0] in printed
@@ -84,7 +81,6 @@ def test_real_runs_quickly(
         assert medians[what] > 0
     if part in ("steps", "server"):
         assert "is not installed: left out" in printed
-    assert {process.pid for process in multiprocessing.active_children()} == before
 
 
 @pytest.mark.parametrize(
@@ -95,18 +91,17 @@ def test_real_runs_quickly(
         ("real", ["mean", "--rounds", "many"], "'many' is no number of rounds; give at least 1"),
         ("real", ["mean", "--out", "no/such.json"], "there is no folder no; make it first"),
         ("straggler", ["--out", "no/such.json"], "there is no folder no; make it first"),
+        ("chaos", ["--parts", "--out", "no/such.json"], "there is no folder no; make it first"),
+        ("hogwild", ["--quick", "--rounds", "0"], "'0' is no number of rounds"),
+        ("simulator", ["--quick", "--repeats", "0"], "'0' is no number of rounds"),
         ("real", ["means"], "invalid choice: 'means'"),
     ],
 )
 def test_options_are_refused_before_anything_is_measured(
-    name: str,
-    arguments: list[str],
-    text: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    name: str, arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]
 ):
     with pytest.raises(SystemExit) as ended:
-        script(name, monkeypatch).main(arguments)
+        importlib.import_module(name).main(arguments)
     assert ended.value.code == 2
     assert text in capsys.readouterr().err
 
@@ -212,9 +207,9 @@ def run_with(accuracies: list[float]) -> Run:
     return run
 
 
-def test_stragglers_are_timed_to_a_share_of_all_reduce(monkeypatch: pytest.MonkeyPatch):
-    straggler = script("straggler", monkeypatch)
-    found = straggler.times(
+def test_methods_are_timed_to_a_share_of_what_all_reduce_reaches():
+    goals = importlib.import_module("common.goals")
+    found = goals.times(
         {
             "AllReduceSGD": [run_with([0.5, 0.9, 0.991, 1.0]), run_with([0.8, 0.7])],
             "AsyncSGD": [run_with([0.98, 0.9]), run_with([0.5, 0.75])],
@@ -223,17 +218,14 @@ def test_stragglers_are_timed_to_a_share_of_all_reduce(monkeypatch: pytest.Monke
     # 0.99 of 1.0 and of 0.7: the goal is the final accuracy's, not the best one's.
     assert [t.seconds for t in found["AllReduceSGD"]] == [3, 1]
     assert [t.seconds for t in found["AsyncSGD"]] == [math.inf, 2]
-    assert straggler.ratios(found, "AsyncSGD") == [math.inf, 2]
+    assert goals.ratios(found, "AsyncSGD") == [math.inf, 2]
     assert [t.accuracy for t in found["AsyncSGD"]] == [0.9, 0.75]
 
 
-def test_straggler_runs_quickly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    straggler = script("straggler", monkeypatch)
-    straggler.main(["--quick", "--out", str(tmp_path / "figures.json")])
+def test_straggler_runs_quickly(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    figures = figures_of("straggler", ["--quick"], tmp_path)
     printed = capsys.readouterr().out
-    figures = json.loads((tmp_path / "figures.json").read_text())
+    straggler = importlib.import_module("straggler")
     for name in straggler.METHODS:
         assert f"| {name} |" in printed
         assert figures[name]["rate"] in (0.1, 0.3)
@@ -242,3 +234,69 @@ def test_straggler_runs_quickly(
     assert offbeat.Cluster(workers=4, compute=straggler.CLUSTER.compute, slow={0: 4.0}) == (
         straggler.CLUSTER
     )
+
+
+def test_hogwild_runs_quickly(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    figures = figures_of("hogwild", ["--quick"], tmp_path)
+    printed = capsys.readouterr().out
+    variants = ["offbeat, 1 thread", "example, default threads", "example, 1 thread"]
+    for name in [*variants, "nothing shared, 1 thread"]:
+        assert f"| {name} |" in printed
+        assert all(len(figures[f"{name}, {processes}"]) == 1 for processes in (1, 2))
+    # On a busy machine some may not get to the end of a step.
+    assert sum(rate for rates in figures.values() for rate in rates) > 0
+
+
+def test_injected_runs_quickly(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    figures = figures_of("injected", ["--quick"], tmp_path)
+    printed = capsys.readouterr().out
+    assert list(figures) == ["AllReduceSGD", "AsyncSGD", "ADPSGD", "StochasticGradientPush"]
+    for name, seconds in figures.items():
+        assert f"| {name} | {seconds['simulated']:.2f} | {seconds['measured']:.2f} |" in printed
+        # Real gradients take as long as the simulated ones at least.
+        assert seconds["measured"] > 0.8 * seconds["simulated"] > 0.1
+
+
+def test_transport_runs_quickly(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    figures = figures_of("transport", ["--quick"], tmp_path)
+    assert "300,000 in slot" in capsys.readouterr().out
+    for way in ("unix", "tcp"):
+        assert list(figures[way]) == ["64", "300000"]
+        for found in figures[way].values():
+            assert found["copy"][0] > 0
+            for kind in ("copied", "in slot"):
+                came, was_read, answered = found[kind]
+                assert 0 < came < was_read < answered
+
+
+def test_simulator_runs_quickly(capsys: pytest.CaptureFixture[str]):
+    importlib.import_module("simulator").main(["--quick"])
+    printed = capsys.readouterr().out
+    for rival in ("simulator", "plain, 1 thread", "plain, 2 threads"):
+        assert [float(n) > 0 for n in re.findall(rf"  {rival} +(\d+) gradients/s", printed)] == (
+            [True, True]
+        )
+    assert re.search(r"^ +8(?: +\d+){4}$", printed, re.MULTILINE)
+    assert re.search(r"message, sent and received +\d", printed)
+
+
+def test_crossings_are_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    crossings = importlib.import_module("crossings")
+    # All of them are in test_crossings.py.
+    monkeypatch.setattr(crossings, "SCHEMES", ("SGP", "D-PSGD"))
+    crossings.main()
+    printed = capsys.readouterr().out
+    assert "| D-PSGD | 3.840 | 3.840 | 15.6 |\n| SGP | 2.020 | 2.020 | 29.7 |" in printed
+    assert "| D-PSGD | SGP | 1.92 | 1.92 |" in printed
+
+
+def test_chaos_says_what_it_has_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    few = ["--parts", "workers", "--only", "ADPSGD", "--runs", "1"]
+    try:
+        (outcome,) = figures_of("chaos", few, tmp_path)
+    finally:
+        adopt_orphans(adopt=False)
+    printed = capsys.readouterr().out
+    assert outcome["wrong"] == []
+    assert f"ok    workers ADPSGD {outcome['what']}" in printed
+    assert re.search(r"workers +ADPSGD +1 +1 +0 ", printed)

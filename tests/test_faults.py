@@ -21,9 +21,9 @@ from offbeat.methods import (
     StreamingDiLoCo,
 )
 from offbeat.methods.sgp import PushSum
-from offbeat.node import PeerLost
 from offbeat.runtime.simulated import Simulation
 from offbeat.schedule import Cosine
+from offbeat.suspensions import PeerLost
 from offbeat.testing import small_experiment
 from offbeat.topology import Complete, Ring
 from offbeat.trace import FAULT_KINDS

@@ -248,7 +248,7 @@ def count(shared: MappedParameters, rank: int, ready, go) -> None:
 
 def test_no_count_of_processes_is_lost():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["offbeat.runtime.child"])
+    context.set_forkserver_preload(["offbeat.runtime.child_process"])
     shared = MappedParameters(torch.ones(3), 3)
     ready, go = context.Semaphore(0), context.Semaphore(0)
     started = [

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 from collections.abc import Generator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import ModuleType
 
@@ -34,12 +36,18 @@ def hosts() -> Generator[ModuleType]:
 
 
 @pytest.fixture(scope="module")
-def machines() -> Generator[Machines]:
+def network() -> Generator[Network]:
     if (reason := skip_reason()) is not None:
         pytest.skip(reason)
-    with Network(hosts=3, rate="100mbit") as network, Machines(network.hosts) as machines:
-        yield machines
+    with Network(hosts=3, rate="100mbit") as network:
+        yield network
     assert left_over() == []
+
+
+@pytest.fixture(scope="module")
+def machines(network: Network) -> Generator[Machines]:
+    with Machines(network.hosts) as machines:
+        yield machines
 
 
 def test_rounds_on_slow_lines_take_as_long_as_simulated(
@@ -85,6 +93,35 @@ def test_accuracies_are_timed_by_the_measured_gradients(hosts: ModuleType):
         RuntimeError, match="AllReduceSGD: the final model differs from the simulated by 1"
     ):
         hosts.clocked(simulation, measured)
+
+
+def test_it_runs_quickly(
+    hosts: ModuleType,
+    network: Network,
+    machines: Machines,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    def ready(*, hosts: int, rate: str) -> AbstractContextManager[Network]:
+        assert (hosts, rate) == (3, "100mbit")
+        return nullcontext(network)
+
+    # Machines of its own would need many seconds to start.
+    monkeypatch.setattr(hosts, "Network", ready)
+    monkeypatch.setattr(hosts, "Machines", lambda _: nullcontext(machines))
+    hosts.main(["--quick", "--out", str(tmp_path / "figures.json")])
+    printed = capsys.readouterr().out
+    assert "all final models are those of the simulator, to the bit" in printed
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert list(figures) == ["AllReduceSGD", "StochasticGradientPush", "LocalSGD"]
+    for name, found in figures.items():
+        assert f"{name}: a round takes " in printed
+        (real,), (virtual,) = found["runs"], found["runs, simulated"]
+        # The same models at other times.
+        assert real["accuracy"] == virtual["accuracy"] > 0.2
+        assert real["lasted"] != virtual["lasted"]
+    assert figures["AllReduceSGD"]["median ratio"] == 1
 
 
 def test_without_permission_it_says_so_in_one_line(

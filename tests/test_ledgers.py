@@ -11,9 +11,9 @@ from offbeat.messages import message
 from offbeat.methods import ADPSGD, StochasticGradientPush
 from offbeat.methods.ad_psgd import Difference, Offer
 from offbeat.methods.sgp import LEAST, PushSum, Share
-from offbeat.node import PeerLost
 from offbeat.runtime.post import Post
 from offbeat.runtime.simulated import Simulation
+from offbeat.suspensions import PeerLost
 from offbeat.testing import (
     Ledger,
     audited,

@@ -12,7 +12,7 @@ from loop_job import main, network, optimizer_of
 from loop_ranks import assert_fine, rank_and_size, run_ranks
 from offbeat.methods import METHODS
 from offbeat.runtime.gradient_log import replay_loop
-from offbeat.runtime.loop import optimizer, rendezvous
+from offbeat.runtime.loop import joining, rendezvous
 from offbeat.runtime.loop.rendezvous import interface, listening, machine, numbered, reachable
 from offbeat.runtime.scheduler import RunError
 
@@ -23,14 +23,14 @@ def apart(out: Path, machines: list[str], runs: dict[str, dict]) -> None:
     """As if the ranks were in containers, or on machines, of these names."""
     rank, _ = rank_and_size()
     found: list[str] = []
-    optimizer.machine = lambda: machines[rank]  # pyright: ignore[reportAttributeAccessIssue]
-    connect = optimizer.RankHost.connect
+    joining.machine = lambda: machines[rank]  # pyright: ignore[reportAttributeAccessIssue]
+    connect = joining.RankHost.connect
 
     def spied(self, addresses, timeout):
         found.extend(addresses[other] for other in sorted(addresses))
         connect(self, addresses, timeout)
 
-    optimizer.RankHost.connect = spied
+    joining.RankHost.connect = spied
     main(out, runs)
     (out / f"addresses-{rank}.txt").write_text("\n".join(found))
 

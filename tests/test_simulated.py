@@ -23,13 +23,14 @@ from offbeat.methods import (
     LocalSGD,
     StochasticGradientPush,
 )
-from offbeat.node import Node, PeerLost
+from offbeat.node import Node
 from offbeat.problems import Digits, Split, Supervised
 from offbeat.runtime.clock import VirtualClock
 from offbeat.runtime.compute import Job, SerialEvaluator
 from offbeat.runtime.network import UniformNetwork
 from offbeat.runtime.simulated import Simulation
 from offbeat.runtime.world import World
+from offbeat.suspensions import PeerLost
 from offbeat.testing import Quadratic, fingerprint, simulated, small_experiment
 from offbeat.topology import Complete
 

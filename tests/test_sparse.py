@@ -15,7 +15,6 @@ from torch import Tensor, nn
 import offbeat
 from offbeat import Budget, Cluster, Method, Node
 from offbeat.methods import SGD, AllReduceSGD, AsyncSGD
-from offbeat.node import Gradient
 from offbeat.parameters import Layout, SparseVector
 from offbeat.problems import Split, Supervised
 from offbeat.runtime.compute import (
@@ -27,6 +26,7 @@ from offbeat.runtime.compute import (
 )
 from offbeat.runtime.loop import distribute
 from offbeat.runtime.replay import replay_run
+from offbeat.suspensions import Gradient
 
 WORDS = 40
 

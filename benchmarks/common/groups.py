@@ -13,10 +13,13 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from offbeat.runtime.spawning import PRELOADED
 
 START_TIMEOUT = 120.0
 """Seconds in which a contestant has to be ready, and then to end each burst."""
@@ -58,6 +61,13 @@ Contestant = Callable[..., AbstractContextManager[Step]]
 """Called in each process with its `Place` and the contestant's settings; gives its step."""
 
 
+def forks() -> ForkServerContext:
+    """What starts processes here: the server of forks that offbeat's own runs have too."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    return context
+
+
 class Group:
     """The processes of one contestant, each of one thread, asleep between its turns.
 
@@ -67,9 +77,7 @@ class Group:
 
     def __init__(self, contestant: Contestant, *settings: Any, size: int = 2) -> None:
         self.name = f"{contestant.__module__.rpartition('.')[2]}.{contestant.__name__}"
-        context = multiprocessing.get_context("forkserver")
-        # The same that offbeat's own runs preload, for there is one server of forks.
-        context.set_forkserver_preload(["offbeat.runtime.child"])
+        context = forks()
         self._folder = tempfile.TemporaryDirectory(prefix="offbeat-benchmark-", dir="/tmp")
         self._pipes: list[Any] = []
         self._processes: list[Any] = []

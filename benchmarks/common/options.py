@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
+
+QUICK = "little of it: whether it works at all"
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A script's own, with what most of them have: `--quick` and `--out`."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--quick", action="store_true", help=QUICK)
+    made.add_argument("--out", type=out_file, help="a file for all figures, as JSON")
+    return made
 
 
 def rounds(text: str) -> int:
@@ -27,3 +41,9 @@ def out_file(text: str) -> Path:
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text}: there is no folder {path.parent}; make it first")
     return path
+
+
+def write(figures: Any, out: Path | None) -> None:
+    """What `--out` asks for."""
+    if out is not None:
+        out.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")

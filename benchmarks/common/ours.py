@@ -13,7 +13,7 @@ from offbeat.method import Method
 from offbeat.runs import Run
 
 from .groups import Place, Step
-from .workloads import Optimizer, RandomData, minibatches
+from .workloads import Optimizer, RandomData, plain_step
 
 WARM = 10
 """Steps of each worker that do not count."""
@@ -26,17 +26,8 @@ def loop(place: Place, problem: RandomData, method: Method) -> Generator[Step]:
     """The README's loop, as torchrun would start it."""
     place.announce()
     model = problem.model()
-    draw = minibatches(problem, place.rank)
     with offbeat.distribute(model, Optimizer(model.parameters()), method=method) as optimizer:
-
-        def step() -> None:
-            inputs, targets = draw()
-            loss = problem.loss(model(inputs), targets)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        yield step
+        yield plain_step(problem, model, optimizer, place.rank)
 
 
 def run(method: Method, problem: RandomData, *, workers: int = 2, steps: int) -> Run:
@@ -46,16 +37,7 @@ def run(method: Method, problem: RandomData, *, workers: int = 2, steps: int) ->
         RuntimeError: it ended badly.
     """
     gradients = workers * (WARM + steps + 1)
-    return _ended_well(
-        offbeat.run(
-            method,
-            problem,
-            cluster=offbeat.Cluster(workers=workers),
-            optimizer=Optimizer,
-            budget=offbeat.Budget(samples=gradients * problem.batch_size),
-            evaluate_every=NEVER,
-        )
-    )
+    return _run(method, problem, workers, offbeat.Budget(samples=gradients * problem.batch_size))
 
 
 def run_for(method: Method, problem: RandomData, *, workers: int, seconds: float) -> Run:
@@ -64,16 +46,21 @@ def run_for(method: Method, problem: RandomData, *, workers: int, seconds: float
     Raises:
         RuntimeError: it ended badly.
     """
-    return _ended_well(
-        offbeat.run(
-            method,
-            problem,
-            cluster=offbeat.Cluster(workers=workers),
-            optimizer=Optimizer,
-            budget=offbeat.Budget(seconds=seconds),
-            evaluate_every=NEVER,
-        )
+    return _run(method, problem, workers, offbeat.Budget(seconds=seconds))
+
+
+def _run(method: Method, problem: RandomData, workers: int, budget: offbeat.Budget) -> Run:
+    run = offbeat.run(
+        method,
+        problem,
+        cluster=offbeat.Cluster(workers=workers),
+        optimizer=Optimizer,
+        budget=budget,
+        evaluate_every=NEVER,
     )
+    if run.error is not None:
+        raise RuntimeError(f"{type(method).__name__}: {run.error}")
+    return run
 
 
 def step_seconds(run: Run) -> list[float]:
@@ -115,9 +102,3 @@ def _by_worker(run: Run, column: str) -> list[NDArray[np.int64]]:
     rows = run.trace.gradients
     workers = range(run.experiment.cluster.workers)
     return [np.sort(rows[column][rows["node"] == worker])[WARM:] for worker in workers]
-
-
-def _ended_well(run: Run) -> Run:
-    if run.error is not None:
-        raise RuntimeError(f"{type(run.experiment.method).__name__}: {run.error}")
-    return run

@@ -103,3 +103,19 @@ def minibatches(problem: RandomData, rank: int) -> Callable[[], tuple[Tensor, Te
         return train.inputs[chosen], train.targets[chosen]
 
     return draw
+
+
+def plain_step(
+    problem: RandomData, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int
+) -> Callable[[], None]:
+    """The body of a plain training loop: its own minibatches for every rank."""
+    draw = minibatches(problem, rank)
+
+    def step() -> None:
+        inputs, targets = draw()
+        loss = problem.loss(model(inputs), targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step

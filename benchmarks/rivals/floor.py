@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from common.groups import Place, Step
-from common.workloads import Optimizer, RandomData, minibatches
+from common.workloads import Optimizer, RandomData, plain_step
 
 from offbeat.runtime.memory import keep_freed_memory
 
@@ -19,16 +19,7 @@ def alone(place: Place, problem: RandomData, keeps_memory: bool) -> Generator[St
         keep_freed_memory()
     model = problem.model()
     optimizer = Optimizer(model.parameters())
-    draw = minibatches(problem, place.rank)
-
-    def step() -> None:
-        inputs, targets = draw()
-        loss = problem.loss(model(inputs), targets)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    yield step
+    yield plain_step(problem, model, optimizer, place.rank)
 
 
 @contextmanager

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from .experiment import Budget, Experiment
     from .messages import message
     from .method import Method, ServerMethod
-    from .node import Node, PeerLost
+    from .node import Node
     from .runs import load_run
     from .runtime.loop import distribute
+    from .suspensions import PeerLost
 
 __version__ = "0.1.0"
 
@@ -28,7 +29,7 @@ _HOME = {
     "Fault": "cluster",
     "Method": "method",
     "Node": "node",
-    "PeerLost": "node",
+    "PeerLost": "suspensions",
     "ServerMethod": "method",
     "distribute": "runtime.loop",
     "load_run": "runs",

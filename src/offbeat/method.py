@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .ledger import Ledger
-from .node import Node, Suspension
+from .node import Node
+from .suspensions import Suspension
 from .topology import Topology
 
 S = TypeVar("S")

@@ -198,6 +198,20 @@ class ParameterOptimizer:
         self.inner.state.clear()
 
 
+class OuterOptimizer:
+    """An optimizer of the method's own, on a vector of the method's own."""
+
+    def __init__(self, start: Tensor, factory: OptimizerFactory) -> None:
+        self.parameters = start.clone()
+        layout = Layout(("outer",), (tuple(start.shape),))
+        self._optimizer = ParameterOptimizer(self.parameters, layout, factory)
+
+    def step(self, gradient: Tensor) -> Tensor:
+        """One step along `gradient`; returns the vector after it."""
+        self._optimizer.step(gradient)
+        return self.parameters
+
+
 def _unobserved_step(optimizer: Optimizer) -> Callable[[], object]:
     """`optimizer.step` without what torch does around it at every call, and the same arithmetic.
 

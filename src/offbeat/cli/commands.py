@@ -23,8 +23,9 @@ from ..parameters import ParameterOptimizer
 from ..runs import Metrics, load_parameters
 from ..runtime.world import Progress, World
 from . import machines, resuming
+from .coordinating import Execute, Keeping
 from .errors import UsageError, explain, one_line
-from .machines import Elsewhere, Execute
+from .joining import Elsewhere
 from .main import INTERRUPTED
 from .output import print_summary, run_progress, write_line
 from .parsers import HelpFormatter, command_parser
@@ -48,7 +49,7 @@ def run(options: Sequence[str]) -> int:
     experiment: Experiment = parsed_options(parser, functools.partial(build, parser), parsed)
     if parsed.checkpoint is not None and not parsed.checkpoint > 0:
         raise UsageError(f"--checkpoint is {parsed.checkpoint:g} seconds; it must be positive")
-    keeping = machines.Keeping(every=parsed.checkpoint, resume=resumed.checkpoint)
+    keeping = Keeping(every=parsed.checkpoint, resume=resumed.checkpoint)
     try:
         with machines.machines(parsed, experiment, options, keeping) as execute:
             return _carry_out("run", parsed, experiment, execute, resumed.notes)

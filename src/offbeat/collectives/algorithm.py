@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..messages import codec_of, message
-from ..node import Group, Node
+from ..node import Node
+from ..suspensions import Group
 
 Tag = tuple[int, int]
 

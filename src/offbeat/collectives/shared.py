@@ -8,7 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..node import Group, Node
+from ..node import Node
+from ..suspensions import Group
 from .algorithm import Algorithm, Chunk, Lines, Price, Tag, message_size
 from .ring import chunk_bounds, ring_mean
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..node import Group, Node
+from ..node import Node
+from ..suspensions import Group
 from .algorithm import Algorithm, Chunk, Lines, Price, Tag, message_size
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from ..ledger import Ledger
 from ..messages import message
 from ..method import Method
-from ..node import Node, PeerLost
+from ..node import Node
+from ..suspensions import PeerLost
 from ..topology import Ring, Topology
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..method import Method
-from ..node import Node, Started
+from ..node import Node
+from ..suspensions import Started
 
 
 @dataclass

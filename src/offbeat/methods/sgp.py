@@ -12,7 +12,8 @@ from torch import Tensor
 from ..ledger import Ledger
 from ..messages import message
 from ..method import Holder, Method, ModelLost
-from ..node import Node, PeerLost
+from ..node import Node
+from ..suspensions import PeerLost
 from ..topology import OnePeerExponential, Topology
 
 LEAST = 2.0**-10

@@ -12,7 +12,8 @@ from torch import Tensor
 from ..collectives import ring_mean
 from ..messages import message
 from ..method import Holder, Method, ServerMethod
-from ..node import Node, PeerLost
+from ..node import Node
+from ..suspensions import PeerLost
 from .async_sgd import Pull, Push
 
 

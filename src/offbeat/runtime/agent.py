@@ -15,7 +15,7 @@ from typing import Any
 from ..experiment import Experiment, to_config
 from ..runs import versions
 from . import control
-from .child import Assignment
+from .assignment import Assignment
 from .control import COORDINATOR, FIRST_AGENT
 from .line import Line
 from .scheduler import RunError

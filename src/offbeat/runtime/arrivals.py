@@ -12,7 +12,8 @@ from .checkpoint import Checkpoint, CheckpointError, latest_checkpoint
 from .evaluations import Evaluations
 from .keeping import Keeper
 from .placement import Placement
-from .reassembly import Assembled, Reassembly, admit
+from .reassembly import Reassembly, admit
+from .roster import Roster
 from .scheduler import RunError
 from .seats import Seat
 
@@ -24,36 +25,35 @@ class Arrivals:
     """Who is on the way.
 
     Args:
-        run: the coordinator.
-        seats: of all processes, by number.
         directory: where checkpoints are; None if there are none, and so nobody is replaced.
         present: where the run stands, with the nodes of these ranks.
+        start: lets all live members begin.
         note: told what the user should know.
     """
 
     def __init__(
         self,
-        run: Assembled,
-        method: Method,
-        servers: Sequence[int],
-        seats: list[Seat],
+        roster: Roster,
         placement: Placement,
         keeper: Keeper,
         evaluations: Evaluations,
+        method: Method,
+        servers: Sequence[int],
         *,
         directory: Path | None,
         present: Callable[[Iterable[int]], Checkpoint],
+        start: Callable[[], None],
         note: Callable[[str], None],
     ) -> None:
-        self._run = run
-        self._method = method
-        self._servers = servers
-        self._seats = seats
+        self._roster = roster
         self._placement = placement
         self._keeper = keeper
         self._evaluations = evaluations
+        self._method = method
+        self._servers = servers
         self._directory = directory
         self._present = present
+        self._start = start
         self._note = note
         self._joining: list[Seat] = []
         """Those who have been started to join, and are not let in yet."""
@@ -109,7 +109,7 @@ class Arrivals:
         """Start a process in that place."""
         self.replaced += 1
         again = Seat(host=seat.host, ranks=seat.ranks, agent=seat.agent, arriving=True)
-        self._seats[seat.host] = again
+        self._roster.seats[seat.host] = again
         if self._reassembly is None:
             checkpoint = self._last_checkpoint()
             states = {} if checkpoint is None else {n: checkpoint.node(n) for n in checkpoint.nodes}
@@ -119,7 +119,7 @@ class Arrivals:
             self._keeper.forget()
             assert self._placement.tickets is not None
             self._placement.tickets.set(0 if checkpoint is None else checkpoint.tickets)
-            self._reassembly = Reassembly(self._run, states)
+            self._reassembly = Reassembly(self._roster, self._placement, self._start, states)
         self._reassembly.add(again)
         self._placement.add(again)
 
@@ -137,11 +137,11 @@ class Arrivals:
 
     def join(self, rank: int) -> None:
         """Let a worker in that was not there, or is not there any more, at the next round."""
-        old = next(seat for seat in self._seats if rank in seat.ranks)
+        old = self._roster.seat_of(rank)
         if old.gone is None:
             return
         seat = Seat(host=old.host, ranks=old.ranks, agent=old.agent, arriving=True)
-        self._seats[seat.host] = seat
+        self._roster.seats[seat.host] = seat
         self._joining.append(seat)
         self._placement.add(seat)
 
@@ -149,7 +149,7 @@ class Arrivals:
         self._joining.remove(seat)
         self._note(f"{seat.names} could not join: {why}")
         seat.arriving, seat.gone, seat.failed = False, "could not join", None
-        self._placement.line.send(seat.host, control.Abort())
+        self._roster.send(seat, control.Abort())
 
     def _admit(self, seats: Sequence[Seat], nodes: dict[int, bytes]) -> None:
         ranks = [rank for seat in seats for rank in seat.ranks]
@@ -157,7 +157,7 @@ class Arrivals:
         here = self._present(nodes)
         self._evaluations.count_from(here)
         self._keeper.forget()
-        self._reassembly = Reassembly(self._run, states)
+        self._reassembly = Reassembly(self._roster, self._placement, self._start, states)
         for seat in seats:
             self._joining.remove(seat)
             self._reassembly.add(seat)

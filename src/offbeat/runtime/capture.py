@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 
 from ..encoding import decode, encode
 from ..method import NextRound
-from ..node import GradientRequest, Node, OuterOptimizer, Receive
-from ..parameters import ParameterOptimizer
+from ..node import Node
+from ..parameters import OuterOptimizer, ParameterOptimizer
+from ..suspensions import GradientRequest, Receive
 from .scheduler import Finished, RunError, Scheduler, Task
 
 

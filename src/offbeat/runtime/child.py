@@ -5,72 +5,31 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import select
-import shutil
-import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-# Optimizers import it when first used, for seconds; the server of forks does it once for all.
-import torch._dynamo  # pyright: ignore[reportUnusedImport]
-
 from ..encoding import EncodingError, decode, encode
-from ..experiment import Experiment
-from ..node import GradientRequest, Node
+from ..node import Node
+from ..suspensions import GradientRequest
 from . import control
+from .assignment import Assignment
 from .capture import CaptureError
 from .compute import SerialEvaluator
 from .control import COORDINATOR
 from .host import Host, Status, Watch
-from .memory import keep_freed_memory
 from .pace import Pace
 from .scheduler import RunError
-from .shared import MappedParameters
-from .tickets import LeasedTickets, Tickets
-from .tls import TLS
+from .tickets import LeasedTickets
 from .world import World, require_finite
 
 W = TypeVar("W")
 
 CONNECTING = 60.0
 """Seconds for this process to reach the coordinator, and then for all to reach each other."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Assignment:
-    """What a child is given when it is started.
-
-    Args:
-        listen: where it listens.
-        coordinator: where the coordinator listens.
-        tickets: the budget, where all processes are on one machine; else the coordinator's to
-            grant.
-        scratch: a folder to be removed if whoever started the process is gone.
-        tls: certificates, for connections between machines.
-        replaces: whether a process that is lost, and that the method needs, is started anew.
-        shared: the parameters, where all workers of the machine share them.
-        chaos: where the process kills itself, as `offbeat.testing.chaos` reads it.
-    """
-
-    experiment: Experiment
-    host: int
-    listen: tuple[str, ...]
-    coordinator: str
-    secret: bytes
-    journals: Path | None
-    tickets: Tickets | None = None
-    scratch: Path | None = None
-    tls: TLS | None = None
-    replaces: bool = False
-    shared: MappedParameters | None = None
-    chaos: str | None = None
 
 
 class Child:
@@ -82,7 +41,8 @@ class Child:
         self.world = World(self.experiment)
         self.pace = Pace(self.experiment)
         self.tickets = assignment.tickets or LeasedTickets(
-            lambda count: self.tell(control.Want(count=count))
+            ask=lambda count: self.tell(control.Want(count=count)),
+            on_wait=lambda: self.host.transport.hand_over(),
         )
         self._quota = self.experiment.quota
         self._orders: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -180,7 +140,7 @@ class Child:
         problem, train = self.world.problem, self.world.data.train
         evaluator = SerialEvaluator(self.world.make_module(), problem.loss, train, self.host.buffer)
         host = self.host
-        while (asked := host.next_request()) is not None:
+        while (asked := host.serve_request()) is not None:
             task, request = asked
             if isinstance(self.tickets, LeasedTickets) and not self.tickets.take():
                 host.park(task)
@@ -297,60 +257,3 @@ def _watch(chaos: str | None) -> Watch | None:
     from ..testing.chaos import Saboteur
 
     return Saboteur.parse(chaos).watch
-
-
-def is_over(pipe: Any, seconds: float | None = 0.0) -> bool:
-    """Whether the other end of a pipe is closed, or is within that time; reads nothing from it."""
-    poll = select.poll()
-    poll.register(pipe, 0)
-    return bool(poll.poll(None if seconds is None else 1000 * seconds))
-
-
-def _end_with_parent(assignment: Assignment, lifeline: Any) -> None:
-    """Once the process that started this one is gone, nobody is left to clean up after it."""
-    is_over(lifeline, None)
-    _clean_up(assignment)
-    os._exit(1)
-
-
-def _clean_up(assignment: Assignment) -> None:
-    if assignment.scratch is not None:
-        shutil.rmtree(assignment.scratch, ignore_errors=True)
-
-
-def main(assignment: Assignment, lifeline: Any) -> None:
-    """A child's whole life."""
-    # A thread of its own, for a role that blocks may hold the host's lock.
-    threading.Thread(target=_end_with_parent, args=(assignment, lifeline), daemon=True).start()
-    try:
-        _live(assignment, lifeline)
-    finally:
-        if is_over(lifeline):
-            _clean_up(assignment)
-        # Taking the interpreter down with torch in it takes longer than many a run.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
-
-
-def _live(assignment: Assignment, lifeline: Any) -> None:
-    # The coordinator decides what an interrupt means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(assignment.experiment.threads)
-    keep_freed_memory()
-    try:
-        child = Child(assignment)
-    except Exception as error:
-        # There is no connection yet over which to say it.
-        lifeline.send_bytes(f"{type(error).__name__}: {error}".encode())
-        return
-    try:
-        child.run()
-    except (SystemExit, ConnectionError) as error:
-        if isinstance(error, ConnectionError):
-            lifeline.send_bytes(str(error).encode())
-            child.tell(control.Failed(text=str(error)))
-    except Exception as error:
-        child.tell(control.Failed(text=f"host {assignment.host}: {type(error).__name__}: {error}"))
-    finally:
-        child.host.abort()

@@ -6,8 +6,8 @@ A frame is a header (magic, version, kind, source host, payload length) and an o
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 MAGIC = b"OFBT"
 VERSION = 1
@@ -39,8 +39,7 @@ class FrameError(ConnectionError):
     """The bytes received are not a frame that may come here."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Frame:
+class Frame(NamedTuple):
     """A received frame; the payload is the receiver's own, writable memory."""
 
     kind: Kind
@@ -101,19 +100,16 @@ class FrameReader:
             FrameError: the header is none, or announces more than `limit` bytes.
             OSError: as `recv`; `BlockingIOError` where nothing has arrived.
         """
-        if self._header is not None:
-            self._filled += self._receive_into(sock, self._payload[self._filled :])
-        else:
+        if self._header is None:
             if not self.has_staged:
                 self._stage(sock)
-            if not self.has_staged:
-                return None
-            self._begin()
+                if not self.has_staged:
+                    return None
+            return self._begin()
+        self._filled += self._receive_into(sock, self._payload[self._filled :])
         if self._filled < self._payload.nbytes:
             return None
-        assert self._header is not None
-        kind, source = self._header
-        frame = Frame(kind=kind, source=source, payload=self._payload)
+        frame = Frame(*self._header, self._payload)
         self.close()
         return frame
 
@@ -125,15 +121,20 @@ class FrameReader:
             self._first, self._last = 0, len(left)
         self._last += self._receive_into(sock, self._staged[self._last :])
 
-    def _begin(self) -> None:
-        """Begin a frame, with what has been received of its payload."""
+    def _begin(self) -> Frame | None:
+        """Begin a frame, with what has been received of its payload; the frame if that is all."""
         start = self._first + HEADER.size
-        kind, source, length = self._parse(self._staged[self._first : start])
+        kind, source, length = self._parse_header()
+        end = start + length
+        if end <= self._last:
+            self._first = end
+            return Frame(kind, source, memoryview(bytearray(self._staged[start:end])))
         self._payload = memoryview(self._allocate(length))
-        self._filled = min(length, self._last - start)
-        self._first = start + self._filled
-        self._payload[: self._filled] = self._staged[start : self._first]
+        self._filled = self._last - start
+        self._first = self._last
+        self._payload[: self._filled] = self._staged[start : self._last]
         self._header = kind, source
+        return None
 
     def _receive_into(self, sock: socket.socket, buffer: memoryview) -> int:
         count = self._receive(sock, buffer)
@@ -148,10 +149,11 @@ class FrameReader:
         self._payload = memoryview(b"")
         self._filled = 0
 
-    def _parse(self, buffer: memoryview) -> tuple[Kind, int, int]:
-        magic, version, kind, source, length = HEADER.unpack(buffer)
+    def _parse_header(self) -> tuple[Kind, int, int]:
+        magic, version, kind, source, length = HEADER.unpack_from(self._staged, self._first)
         if magic != MAGIC:
-            raise FrameError(f"expected a frame, got the bytes {bytes(buffer)!r}")
+            got = bytes(self._staged[self._first : self._first + HEADER.size])
+            raise FrameError(f"expected a frame, got the bytes {got!r}")
         if version != VERSION:
             raise FrameError(f"frame of version {version}, but this is version {VERSION}")
         if kind not in _KINDS:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..method import Method
-from ..node import GradientRequest, Node
+from ..node import Node
+from ..suspensions import GradientRequest
 from .compute import EvaluationBuffer
 from .replay import Replay
 from .team import Team

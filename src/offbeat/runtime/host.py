@@ -23,8 +23,9 @@ from torch import Tensor
 from ..collectives import algorithm_for
 from ..messages import codec_of, unpack
 from ..method import Method
-from ..node import Gradient, GradientRequest, Group, Meet, Node, Receive
+from ..node import Node
 from ..parameters import SparseVector
+from ..suspensions import Gradient, GradientRequest, Group, Meet, Receive
 from ..trace import DELIVERED, FAULT_KINDS, LOST, Trace
 from .capture import capture, read_state, restore
 from .clock import SECOND, nanoseconds
@@ -296,6 +297,7 @@ class Host(Executor):
         with self.lock:
             self.finished = True
             self.changed.notify_all()
+        self.transport.wake()
 
     def fail(self, error: BaseException) -> None:
         """End this host's part: a role failed or the transport did."""
@@ -304,6 +306,7 @@ class Host(Executor):
                 return
             self.failure = error
             self.changed.notify_all()
+        self.transport.wake()
         self._on_failure(error)
 
     def close(self, timeout: float = 5.0) -> None:
@@ -380,14 +383,33 @@ class Host(Executor):
         if self.transport.outbox_bytes > OUTBOX_LIMIT:
             self.transport.wait_outbox(OUTBOX_LIMIT, timeout=60.0)
         with self.lock:
-            self.changed.wait_for(
-                lambda: self.requests or self.finished or self.failure is not None, timeout
-            )
+            self.changed.wait_for(self._has_news, timeout)
             if self.finished or self.failure is not None or not self.requests:
                 return None
             task, request = self.requests.popleft()
             self.computing = task.node.rank
             return task, request
+
+    def serve_request(self) -> tuple[Task, GradientRequest] | None:
+        """The same, and meanwhile this thread is the transport's: what arrives wakes no other.
+
+        While the gradient is computed nobody listens for some hundredths of a second, but where
+        somebody else's message may matter before it is done.
+        """
+        while not self._has_news() and self.transport.serve(self._has_news):
+            pass
+        asked = self.next_request()
+        if asked is None or not self._may_be_deaf(*asked):
+            self.transport.hand_over()
+        return asked
+
+    def _has_news(self) -> bool:
+        return bool(self.requests) or self.finished or self.failure is not None
+
+    def _may_be_deaf(self, task: Task, request: GradientRequest) -> bool:
+        """Whether nothing that arrives, or is still to be sent, matters before the gradient."""
+        alone = len(self.scheduler.nodes) == 1 and self._is_still(task.node, request)
+        return alone and self.transport.outbox_bytes == 0
 
     def fulfil(
         self,

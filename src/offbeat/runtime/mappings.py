@@ -91,6 +91,7 @@ class Mappings:
         self._on_release = on_release
         self._read: deque[tuple[_Mapped, mmap.mmap]] = deque()
         self._bytes = 0
+        self._pagemap: int | None = None
 
     def add(self, number: int, size: int, fd: int) -> None:
         """Know a slot by its descriptor, which is closed if it is refused.
@@ -135,6 +136,9 @@ class Mappings:
             os.close(slot.fd)
         self._slots.clear()
         self._read.clear()
+        if self._pagemap is not None:
+            os.close(self._pagemap)
+            self._pagemap = None
 
     def _map(self, slot: _Mapped) -> mmap.mmap:
         if self._bytes + slot.size > BYTE_LIMIT:
@@ -154,19 +158,19 @@ class Mappings:
         """Make the mappings of loans that were released ready for the next."""
         while self._read:
             slot, memory = self._read.popleft()
-            if _has_private_pages(memory):
+            if self._has_private_pages(memory):
                 memory.madvise(mmap.MADV_DONTNEED)
             slot.idle.append(memory)
 
-
-def _has_private_pages(memory: mmap.mmap) -> bool:
-    """Whether this process has written to some page, which so is no longer the file's."""
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    entries = len(memory) // mmap.PAGESIZE
-    try:
-        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
-            pagemap.seek(address // mmap.PAGESIZE * 8)
-            pages = np.frombuffer(pagemap.read(entries * 8), dtype=np.uint64)
-    except OSError:
-        return True
-    return len(pages) != entries or bool(((pages & (_PRESENT | _OF_FILE)) == _PRESENT).any())
+    def _has_private_pages(self, memory: mmap.mmap) -> bool:
+        """Whether this process has written to some page, which so is no longer the file's."""
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        entries = len(memory) // mmap.PAGESIZE
+        try:
+            if self._pagemap is None:
+                self._pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+            content = os.pread(self._pagemap, entries * 8, address // mmap.PAGESIZE * 8)
+        except OSError:
+            return True
+        pages = np.frombuffer(content, dtype=np.uint64)
+        return len(pages) != entries or bool(((pages & (_PRESENT | _OF_FILE)) == _PRESENT).any())

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from ..collectives import Algorithm
-from ..node import Group, Meet, Node, PeerLost
+from ..node import Node
+from ..suspensions import Group, Meet, PeerLost
 from ..trace import DELIVERED, Trace
 from .clock import VirtualClock
 from .network import UniformNetwork

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..cluster import Cluster, Fault
 from ..method import ModelLost
-from ..node import GradientRequest, Node
+from ..node import Node
+from ..suspensions import GradientRequest
 from ..trace import FAULT_KINDS, Trace
 from .clock import VirtualClock, nanoseconds
 from .meetings import Meetings

@@ -98,8 +98,8 @@ class Mesh:
     # The reactor's thread; but a peer is written to in any
 
     def _serve(self, peer: Peer) -> None:
-        with peer.lock:
-            if peer.outbox:
+        if peer.outbox:
+            with peer.lock:
                 peer.flush()
         if peer.reading:
             self._receive(peer)
@@ -193,7 +193,7 @@ class Mesh:
         with peer.lock:
             peer.sendable = peer.reading = False
             if not graceful:
-                peer.outbox.clear()
+                peer.drop()
             peer.watch()
         self.pool.forget(peer.host)
         # One that said goodbye still reads what was queued for it before that.
@@ -235,7 +235,7 @@ class Mesh:
         for peer in self.open:
             with peer.lock:
                 peer.sendable = False
-                peer.outbox.clear()
+                peer.drop()
                 peer.close()
         with self.changed:
             self.ended = True

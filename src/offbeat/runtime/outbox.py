@@ -3,7 +3,7 @@
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 
 from .framing import HEADER, Kind, header
@@ -12,6 +12,7 @@ from .slots import Slot
 BUFFERS_PER_WRITE = 64
 JOINED = 1 << 14
 """Bytes of a frame that cost less to copy than to be written piece by piece."""
+_NO_SIGNAL = int(socket.MSG_NOSIGNAL)
 SLOT = struct.Struct("!IQ")
 """Content of a SLOT frame: its number and size."""
 
@@ -21,11 +22,11 @@ class Outbox:
 
     Args:
         host: this host, whom frames name as their source.
-        on_queued: told by how many bytes it grew or shrank.
     """
 
-    def __init__(self, host: int, on_queued: Callable[[int], None]) -> None:
-        self._host, self._on_queued = host, on_queued
+    def __init__(self, host: int) -> None:
+        self._host = host
+        self.nbytes = 0
         self._views: deque[memoryview] = deque()
         self._handover: deque[tuple[memoryview, Slot]] = deque()
         """Slots whose descriptor goes with the first byte of that view."""
@@ -33,21 +34,21 @@ class Outbox:
     def __bool__(self) -> bool:
         return bool(self._views)
 
-    def append(self, kind: Kind, content: Sequence[memoryview] = ()) -> None:
-        """Queue a frame."""
-        length = sum([view.nbytes for view in content])
+    def append(self, kind: Kind, content: Sequence[bytes | memoryview] = ()) -> None:
+        """Queue a frame; views are of bytes."""
+        length = sum(map(len, content))
         head = header(kind, self._host, length)
         if length <= JOINED:
             self._views.append(memoryview(b"".join([head, *content])))
         else:
             self._views.append(memoryview(head))
-            self._views.extend(content)
-        self._on_queued(HEADER.size + length)
+            self._views.extend([memoryview(part) for part in content if part])
+        self.nbytes += HEADER.size + length
 
     def append_slot(self, slot: Slot) -> None:
         """Queue a SLOT frame with the slot's descriptor."""
         first = len(self._views)
-        self.append(Kind.SLOT, [memoryview(SLOT.pack(slot.number, slot.size))])
+        self.append(Kind.SLOT, [SLOT.pack(slot.number, slot.size)])
         self._handover.append((self._views[first], slot))
 
     def write(self, sock: socket.socket) -> int:
@@ -64,7 +65,7 @@ class Outbox:
             except BlockingIOError:
                 break
             total += sent
-            self._on_queued(-sent)
+            self.nbytes -= sent
             while sent > 0:
                 if sent < self._views[0].nbytes:
                     self._views[0] = self._views[0][sent:]
@@ -76,11 +77,13 @@ class Outbox:
 
     def clear(self) -> None:
         """Drop everything."""
-        self._on_queued(-sum(view.nbytes for view in self._views))
+        self.nbytes = 0
         self._views.clear()
         self._handover.clear()
 
     def _write_once(self, sock: socket.socket) -> int:
+        if not self._handover and len(self._views) == 1:
+            return sock.sendmsg(self._views, (), _NO_SIGNAL)
         views: list[memoryview] = []
         ancillary: list[tuple[int, int, bytes]] = []
         first = self._handover[0][0] if self._handover else None
@@ -92,7 +95,7 @@ class Outbox:
             elif view is first:
                 break
             views.append(view)
-        sent = sock.sendmsg(views, ancillary, socket.MSG_NOSIGNAL)
+        sent = sock.sendmsg(views, ancillary, _NO_SIGNAL)
         if ancillary and sent:
             self._handover.popleft()
         return sent

@@ -4,6 +4,7 @@ It begins with a table: the number of parts, then for each the slot (`IN_FRAME` 
 token, the offset in the slot and the length. The parts in the frame follow, each aligned.
 """
 
+import functools
 import struct
 from collections.abc import Callable, Sequence
 
@@ -12,31 +13,34 @@ from .slots import Loan
 
 ALIGNMENT = 64
 IN_FRAME = 0xFFFF_FFFF
-_PADDING = memoryview(bytes(ALIGNMENT))
+_PADDINGS = [bytes(length) for length in range(ALIGNMENT)]
 _COUNT = struct.Struct("!I")
 _ENTRY = struct.Struct("!IQQQ")
 
 
-def compose(parts: Sequence[memoryview | Loan]) -> list[memoryview]:
-    """What to write, in this order; the bytes of the parts are not copied."""
-    table = bytearray(_COUNT.size + len(parts) * _ENTRY.size)
-    _COUNT.pack_into(table, 0, len(parts))
-    written = [memoryview(table)]
-    place, end = _COUNT.size, len(table)
+def compose(parts: Sequence[bytes | memoryview | Loan]) -> list[bytes | memoryview]:
+    """What to write, in this order; the bytes of the parts are not copied. Views are of bytes."""
+    table = _table(len(parts))
+    entries = [len(parts)]
+    written: list[bytes | memoryview] = [b""]
+    end = table.size
     for part in parts:
         if isinstance(part, Loan):
-            entry = (part.slot.number, part.token, part.offset, part.length)
-        else:
-            entry = (IN_FRAME, 0, 0, part.nbytes)
-            if part.nbytes:
-                padding = -end % ALIGNMENT
-                if padding:
-                    written.append(_PADDING[:padding])
-                written.append(part)
-                end += padding + part.nbytes
-        _ENTRY.pack_into(table, place, *entry)
-        place += _ENTRY.size
+            entries += (part.slot.number, part.token, part.offset, part.length)
+            continue
+        length = len(part)
+        entries += (IN_FRAME, 0, 0, length)
+        if length:
+            padding = -end % ALIGNMENT
+            written += (_PADDINGS[padding], part)
+            end += padding + length
+    written[0] = table.pack(*entries)
     return written
+
+
+@functools.cache
+def _table(count: int) -> struct.Struct:
+    return struct.Struct(_COUNT.format + _ENTRY.format[1:] * count)
 
 
 def split(

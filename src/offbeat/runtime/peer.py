@@ -42,7 +42,7 @@ class Peer:
         pool: slots that are lent; large payloads from the socket land there too.
         limit: longest frame accepted, in bytes.
         patience: seconds of silence borne from another machine.
-        on_queued: told by how many bytes the outbox grew or shrank, under the lock.
+        on_queued: told by how many bytes what waits in the outbox grew or shrank, under the lock.
         on_release: told of each loan from there that is read no more, from any thread.
     """
 
@@ -68,7 +68,10 @@ class Peer:
         """We have said goodbye."""
         self.has_left = False
         """It has said goodbye."""
-        self.outbox = Outbox(own, on_queued)
+        self.outbox = Outbox(own)
+        self._on_queued = on_queued
+        self._queued = 0
+        """Bytes of the outbox that `on_queued` knows of."""
         self._shares = sock.family == socket.AF_UNIX
         """Payloads may be lent in slots: it is on this machine."""
         self.pulse = None if self._shares else Pulse(sock, time.monotonic(), patience)
@@ -154,8 +157,7 @@ class Peer:
                     if isinstance(part, Loan) and part.slot.number not in self._known:
                         self._known.add(part.slot.number)
                         self.outbox.append_slot(part.slot)
-                self.outbox.append(Kind.DATA, compose(ready))
-                return self.flush() if idle else True
+                return self._queue(Kind.DATA, compose(ready), idle=idle)
         for part in ready:
             if isinstance(part, Loan):
                 self._pool.give_back(part.token, self.host)
@@ -166,7 +168,7 @@ class Peer:
         content = b"".join(_TOKEN.pack(token) for token in tokens)
         with self.lock:
             if self.sendable:
-                self.push(Kind.RELEASE, [memoryview(content)])
+                self.push(Kind.RELEASE, [content])
         self._mappings.tidy()
 
     def beat(self, now: float) -> None:
@@ -176,14 +178,16 @@ class Peer:
             if silent and self.sendable and not self.outbox:
                 self.push(Kind.BEAT)
 
-    def _ready(self, part: Part) -> memoryview | Loan:
+    def _ready(self, part: Part) -> bytes | memoryview | Loan:
         """A part as it is written: bytes that nobody changes, or a loan."""
+        if isinstance(part, bytes):
+            return part
         if not isinstance(part, Tensor):
             view = memoryview(part)
             # Bytes: a view of floats would be sliced by items. Empty ones cannot always be cast.
             return view.cast("B") if view.nbytes > 0 else memoryview(b"")
         if part.nbytes < SHARED_FROM:
-            return memoryview(ctypes.string_at(part.data_ptr(), part.nbytes))
+            return ctypes.string_at(part.data_ptr(), part.nbytes)
         with contextlib.suppress(OSError):
             if self._shares:
                 loan = self._pool.lend(part, self.host)
@@ -194,11 +198,16 @@ class Peer:
 
     # With the lock held
 
-    def push(self, kind: Kind, content: Sequence[memoryview] = ()) -> bool:
+    def push(self, kind: Kind, content: Sequence[bytes | memoryview] = ()) -> bool:
         """Queue a frame, and write what can be written; False if the connection is broken."""
-        idle = not self.outbox
+        return self._queue(kind, content, idle=not self.outbox)
+
+    def _queue(self, kind: Kind, content: Sequence[bytes | memoryview], *, idle: bool) -> bool:
         self.outbox.append(kind, content)
-        return self.flush() if idle else True
+        if idle:
+            return self.flush()
+        self._tell()
+        return True
 
     def flush(self) -> bool:
         """Write what the socket takes now; False if the connection is broken."""
@@ -207,13 +216,14 @@ class Peer:
         except OSError:
             # What the peer sent before is still to be read, up to the end that this makes.
             self.sendable = False
-            self.outbox.clear()
+            self.drop()
             with contextlib.suppress(OSError):
                 self.sock.shutdown(socket.SHUT_RDWR)
             self.watch()
             return False
         if self.pulse is not None:
             self.pulse.wrote(sent, time.monotonic())
+        self._tell()
         if self.leaving and not self.outbox:
             # The peer may still be sending: closing now would reset the connection and lose
             # what is under way to it. It answers the goodbye by closing its end.
@@ -221,6 +231,16 @@ class Peer:
                 self.sock.shutdown(socket.SHUT_WR)
         self.watch()
         return True
+
+    def drop(self) -> None:
+        """Give up what waits to be written."""
+        self.outbox.clear()
+        self._tell()
+
+    def _tell(self) -> None:
+        if change := self.outbox.nbytes - self._queued:
+            self._queued += change
+            self._on_queued(change)
 
     def watch(self) -> None:
         """Wait for what the connection is to do next."""

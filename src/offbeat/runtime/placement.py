@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import control
-from .child import Assignment
+from .assignment import Assignment
 from .control import COORDINATOR
 from .hosting import Hosting
 from .line import Line

@@ -10,7 +10,6 @@ from .checkpoint import Checkpoint
 from .coordinator import Coordinator
 from .placement import Gathering
 from .world import Progress
-from .world import require_same_layout as require_same_layout
 
 
 def run_processes(

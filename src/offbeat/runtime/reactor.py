@@ -1,4 +1,8 @@
-"""Reactor: a thread that waits for descriptors and runs what is due."""
+"""Reactor: waits for descriptors and runs what is due.
+
+It has a thread of its own; another one that has nothing else to do may `serve` in its stead, and
+then what arrives for it wakes nobody but itself.
+"""
 
 import select
 import socket
@@ -10,6 +14,9 @@ from collections import deque
 from collections.abc import Callable
 
 from .waker import Waker
+
+GRACE_SECONDS = 0.02
+"""After another thread has served, its own thread stands by for so long: that one may come back."""
 
 
 class Reactor:
@@ -46,6 +53,17 @@ class Reactor:
         self.stopping = self._stopped = False
         self.waker = Waker()
         self.watch(self.waker.fd, self.waker.sleep)
+        self._due = time.monotonic() + tick
+        self._turn = threading.Lock()
+        """Held by the thread that serves."""
+        self._server: int | None = None
+        """That thread, if it is another than its own."""
+        self._wanted = self._polling = False
+        """Another thread serves or is about to; its own thread is in the middle of it."""
+        self._left = -GRACE_SECONDS
+        """When another thread has served last."""
+        self._called = threading.Event()
+        """Its own thread is to serve, or to end, at once."""
         self._thread = threading.Thread(target=self._run, name=name)
 
     def start(self) -> None:
@@ -53,11 +71,11 @@ class Reactor:
 
     @property
     def is_current(self) -> bool:
-        """Whether the caller runs in this thread."""
-        return threading.current_thread() is self._thread
+        """Whether the caller is a handler, or its own thread."""
+        return threading.get_ident() in (self._thread.ident, self._server)
 
     def call_soon(self, fn: Callable[[], None]) -> bool:
-        """Run `fn` in the thread, in order of the calls; False if it has ended."""
+        """Run `fn` as a handler, in order of the calls; False if the reactor has ended."""
         with self._lock:
             if self._stopped:
                 return False
@@ -69,8 +87,37 @@ class Reactor:
         """End the thread, and wait for that unless it is the caller's own."""
         self.stopping = True
         self.waker.wake()
+        self._called.set()
         if not self.is_current:
             self._thread.join()
+
+    def serve(self, until: Callable[[], object]) -> bool:
+        """Serve in the calling thread until `until()`, asked after everything that happens.
+
+        Afterwards nobody serves for up to twice `GRACE_SECONDS`, unless somebody calls `hand_over`.
+
+        Returns:
+            False if the reactor has been stopped.
+        """
+        self._wanted = True
+        if self._polling:
+            self.waker.wake()
+        with self._turn:
+            self._server = threading.get_ident()
+            try:
+                while not self.stopping and not until():
+                    self._serve_once()
+            finally:
+                self._server = None
+        self._left = time.monotonic()
+        self._wanted = False
+        return not self.stopping
+
+    def hand_over(self) -> None:
+        """Let its own thread serve at once, after another one did."""
+        if self._left > 0:
+            self._left = -GRACE_SECONDS
+            self._called.set()
 
     def watch(
         self,
@@ -109,32 +156,51 @@ class Reactor:
         self.stopping = self._stopped = True
         # The old lock may be held, for ever, by a thread that is not here.
         self._lock = threading.Lock()
+        self._turn = threading.Lock()
         self.waker.forget()
         self._epoll.close()
 
     def _run(self) -> None:
-        due = time.monotonic() + self._tick
-        try:
-            while not self.stopping:
-                for fd, _ in self._epoll.poll(max(0.0, due - time.monotonic())):
-                    # One handler may have ended what another of the same batch was ready for.
-                    if (handler := self._handlers.get(fd)) is not None:
-                        handler()
-                    if self.stopping:
-                        return
-                for _ in range(len(self._soon)):
-                    self.call(self._soon.popleft())
-                self.call(self._after_events)
-                now = time.monotonic()
-                if now >= due:
-                    due = now + self._tick
-                    self.call(self._on_tick, now)
-        except Exception as error:
-            self.report(error)
-        finally:
+        while not self.stopping:
+            self._stand_by()
+            with self._turn:
+                self._polling = True
+                # Asked after it has been said, so that one of the two sees the other.
+                if not self._wanted:
+                    self._serve_once()
+                self._polling = False
+        with self._turn:
             with self._lock:
                 self._stopped = True
                 self._soon.clear()
             self.call(self._on_end)
             self._epoll.close()
             self.waker.close()
+
+    def _stand_by(self) -> None:
+        """Wait while another thread serves, or may soon serve again."""
+        while not self.stopping and (self._wanted or time.monotonic() - self._left < GRACE_SECONDS):
+            self._called.wait(GRACE_SECONDS)
+            self._called.clear()
+
+    def _serve_once(self) -> None:
+        """Wait for what is next, and do it. With the turn."""
+        if self.stopping:
+            return
+        try:
+            for fd, _ in self._epoll.poll(max(0.0, self._due - time.monotonic())):
+                # One handler may have ended what another of the same batch was ready for.
+                if (handler := self._handlers.get(fd)) is not None:
+                    handler()
+                if self.stopping:
+                    return
+            for _ in range(len(self._soon)):
+                self.call(self._soon.popleft())
+            self.call(self._after_events)
+            now = time.monotonic()
+            if now >= self._due:
+                self._due = now + self._tick
+                self.call(self._on_tick, now)
+        except Exception as error:
+            self.report(error)
+            self.stopping = True

@@ -7,9 +7,8 @@ the last checkpoint. A worker that joins late comes this way: all go on from whe
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from ..method import Method
 from .capture import NodeState, read_state
 from .host import Snapshot
 from .placement import Placement
+from .roster import Roster
 from .scheduler import RunError
 from .seats import Seat
 
@@ -26,27 +26,26 @@ TIMEOUT = 120.0
 """Seconds for new processes to build their model and find the others."""
 
 
-class Assembled(Protocol):
-    """What a reassembly asks of the coordinator."""
-
-    placement: Placement
-
-    def is_quiet(self) -> bool: ...
-    def live(self) -> list[Seat]: ...
-    def start(self) -> None: ...
-
-
 class Reassembly:
     """One of them, step by step.
 
     Args:
+        start: lets all live members begin.
         states: of every node from which it goes on, by rank; a node without one begins anew.
     """
 
-    def __init__(self, run: Assembled, states: Mapping[int, bytes]) -> None:
+    def __init__(
+        self,
+        roster: Roster,
+        placement: Placement,
+        start: Callable[[], None],
+        states: Mapping[int, bytes],
+    ) -> None:
         self.states = states
         self.newcomers: list[Seat] = []
-        self._run = run
+        self._roster = roster
+        self._placement = placement
+        self._start = start
         self._told = False
         self._deadline = time.monotonic() + TIMEOUT
 
@@ -72,26 +71,26 @@ class Reassembly:
             names = ", ".join(seat.names for seat in late) or "the others"
             raise RunError(f"{names} did not come back within {TIMEOUT:g} s")
         if not self._told:
-            if not late and self._run.is_quiet():
+            if not late and self._roster.is_quiet():
                 self._tell()
             return False
-        if late or any(not seat.restored for seat in self._run.live()):
+        if late or any(not seat.restored for seat in self._roster.live()):
             return False
         for seat in self.newcomers:
             seat.arriving = False
-        for seat in self._run.live():
+        for seat in self._roster.live():
             seat.status = None
-        self._run.start()
+        self._start()
         return True
 
     def _tell(self) -> None:
         self._told = True
-        for seat in self._run.live():
+        for seat in self._roster.live():
             seat.restored = False
-            self._run.placement.restore(seat, self._of(seat))
+            self._placement.restore(seat, self._of(seat))
         for seat in self.newcomers:
             seat.restored = True
-            self._run.placement.introduce(seat, self._of(seat))
+            self._placement.introduce(seat, self._of(seat))
 
     def _of(self, seat: Seat) -> dict[int, bytes]:
         return {rank: self.states[rank] for rank in seat.ranks if rank in self.states}

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from ..method import Method, NextRound
-from ..node import GradientRequest, Meet, Node, PeerLost, Receive, Sleep, Suspension
+from ..node import Node
+from ..suspensions import GradientRequest, Meet, PeerLost, Receive, Sleep, Suspension
 
 MOST_SPINS = 1000
 """Rounds of a role that never suspends before it counts as endless."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..parameters import Layout
 from ..trace import Trace
+from . import control
+from .checkpoint import Checkpoint
 from .host import Snapshot, Status
 from .pace import Punctuality
+from .world import World
 
 DEPARTED = "departed before the checkpoint"
 TO_COME = "is yet to come"
@@ -55,6 +59,43 @@ class Seat:
     def is_over(self) -> bool:
         """Whether nothing more is to be heard of it."""
         return self.unplugged is not None or (self.ended is not None and not self.addresses)
+
+    def learn(self, word: Any) -> None:
+        """Take in what a word of the process says about the process itself."""
+        match word:
+            case control.Ready():
+                self.addresses, self.layout = word.addresses, word.layout
+            case control.Connected():
+                self.met = True
+            case control.Restored():
+                self.restored = True
+            case control.Report():
+                self.status = word.status
+            case control.Failed():
+                self.failed = word.text
+            case control.Traced():
+                self.trace = word.trace.trace()
+            case control.Done():
+                self.snapshots = [held.snapshot() for held in word.nodes]
+                self.trace, self.status = word.trace.trace(), word.status
+                self.punctuality = word.punctuality
+            case _:
+                pass
+
+
+def seats_of(world: World, resume: Checkpoint | None) -> list[Seat]:
+    """The seats of all processes, by number, those who are not there among them."""
+    begins_absent = world.experiment.cluster.begins_absent
+    seats = [
+        Seat(host=host, ranks=[rank for rank, at in enumerate(world.hosts) if at == host])
+        for host in range(world.host_count())
+    ]
+    for seat in seats:
+        if any(begins_absent(rank) for rank in seat.ranks):
+            seat.gone = TO_COME
+        elif resume is not None and not set(seat.ranks) & set(resume.nodes):
+            seat.gone = DEPARTED
+    return seats
 
 
 def quiet(live: Sequence[Seat], absent: set[int]) -> bool:

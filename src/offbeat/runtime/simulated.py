@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
@@ -13,20 +12,12 @@ from torch import Tensor
 from ..collectives import ALGORITHMS
 from ..experiment import Experiment
 from ..method import ModelLost
-from ..node import Gradient, GradientRequest, Group, Meet, Node, PeerLost, Receive
+from ..node import Node
 from ..runs import Metrics, Run
+from ..suspensions import Gradient, GradientRequest, Group, Meet, PeerLost, Receive
 from ..trace import Trace
 from .clock import SECOND, VirtualClock, nanoseconds
-from .compute import (
-    Evaluator,
-    Job,
-    PoolEvaluator,
-    SerialEvaluator,
-    VmapEvaluator,
-    choose_evaluator,
-    programs_of,
-    require_suitable,
-)
+from .gradients import Gradients
 from .meetings import Meetings
 from .membership import Membership
 from .post import Post
@@ -73,11 +64,7 @@ class Simulation(Executor):
         self._refused: set[int] = set()
         self._wakes = 0
         self._allowed = experiment.gradients
-        self._jobs: dict[GradientRequest, Job] = {}
         self._waiting_since: dict[int, int] = {}
-        self._compute_times = [
-            cluster.compute_times(rank, experiment.seed) for rank in self.world.workers
-        ]
         self.post = Post(
             cluster,
             self.clock,
@@ -95,11 +82,7 @@ class Simulation(Executor):
         self.membership = Membership(self, cluster, experiment.quota)
         self._interval = experiment.evaluation_interval
         self._next_evaluation = self._interval
-        self.evaluator = experiment.evaluator
-        if self.evaluator == "auto":
-            self.evaluator = choose_evaluator(self.world.module, cluster.workers)
-        require_suitable(self.evaluator, self.world.module)
-        self._evaluator = self._make_evaluator()
+        self.gradients = Gradients(self.world)
         nodes = cluster.workers + len(self.world.servers)
         # The parameters of all nodes live in one matrix, of one row if all share them.
         rows = 1 if self.method.shares_parameters else nodes
@@ -134,16 +117,6 @@ class Simulation(Executor):
     def bytes_sent(self) -> int:
         return self.post.bytes_sent
 
-    def _make_evaluator(self) -> Evaluator:
-        world = self.world
-        loss, train = world.problem.loss, world.data.train
-        if self.evaluator == "vmap":
-            programs = programs_of(world.problem, self.experiment.seed)
-            return VmapEvaluator(world.make_module(), loss, train, programs)
-        if self.evaluator == "pool":
-            return PoolEvaluator(world.make_module, loss, train, os.cpu_count() or 1)
-        return SerialEvaluator(world.make_module(), loss, train)
-
     # The run
 
     def run(self) -> Run:
@@ -164,7 +137,7 @@ class Simulation(Executor):
             self.scheduler.close()
             raise
         finally:
-            self._evaluator.close()
+            self.gradients.close()
             torch.set_num_threads(threads)
             torch.set_rng_state(generator)
         return self._result(error)
@@ -258,7 +231,7 @@ class Simulation(Executor):
             stop=self.stop or "finished",
             error=error,
             notes=[*self.world.notes],
-            resolved={"evaluator": self.evaluator},
+            resolved={"evaluator": self.gradients.evaluator},
         )
         for rank in sorted(self.departed):
             run.notes.append(f"node {rank} departed; the others went on")
@@ -344,18 +317,11 @@ class Simulation(Executor):
         self._wakes = 0
         self._granted += 1
         now = self.clock.now
-        # Fixed from here on: the evaluator may compute it now, or with others, or when it is due.
-        request.snapshot = request.snapshot.clone()
-        job = self._jobs[request] = self.world.job(rank, request)
-        self._evaluator.ask(job)
-        seconds = next(self._compute_times[rank])
-        seconds *= self.membership.slowed.get(rank, 1.0)
+        seconds = self.gradients.ask(rank, request) * self.membership.slowed.get(rank, 1.0)
         self.clock.at(now + nanoseconds(seconds), self._computed, (task, request, now))
 
     def cancelled(self, task: Task, request: GradientRequest) -> None:
-        job = self._jobs.pop(request, None)
-        if job is not None:
-            self._evaluator.drop(job)
+        self.gradients.drop(request)
 
     def sleep(self, task: Task, seconds: float) -> None:
         self.clock.at(self.clock.now + nanoseconds(seconds), self._wake, task)
@@ -402,8 +368,8 @@ class Simulation(Executor):
         task, request, began = asked
         if task.waiting is not request or self.stop == "seconds":
             return
-        job, now, rank = self._jobs.pop(request), self.clock.now, task.node.rank
-        self._evaluator.answer(job)
+        now, rank = self.clock.now, task.node.rank
+        job = self.gradients.take(request)
         assert job.vector is not None
         require_finite(job, rank, request.step, now / SECOND)
         self.computed += 1

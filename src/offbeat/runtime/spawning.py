@@ -17,9 +17,10 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from ..experiment import Experiment
-from .child import Assignment, main
+from .assignment import Assignment
+from .child_process import main
 
-PRELOADED = ("offbeat.runtime.child", "sklearn.datasets")
+PRELOADED = ("offbeat.runtime.child_process", "sklearn.datasets")
 """Imported once, before the processes are forked: what takes each of them seconds otherwise."""
 
 

@@ -78,13 +78,14 @@ class LeasedTickets:
 
     Args:
         ask: sends for so many.
+        on_wait: told that this thread is going to wait for them, and hears nothing meanwhile.
     """
 
     AHEAD = 0.1
     """Seconds for which tickets are kept in store."""
 
-    def __init__(self, ask: Callable[[int], None]) -> None:
-        self._ask = ask
+    def __init__(self, ask: Callable[[int], None], on_wait: Callable[[], None]) -> None:
+        self._ask, self._on_wait = ask, on_wait
         self._changed = threading.Condition()
         self._held = 0
         self._asked_for = 0
@@ -101,7 +102,9 @@ class LeasedTickets:
             if wanting > 0 and not self._last:
                 self._asked_for += wanting
                 self._ask(wanting)
-            self._changed.wait_for(lambda: self._held or self._last)
+            if not self._held and not self._last:
+                self._on_wait()
+                self._changed.wait_for(lambda: self._held or self._last)
             if self._held:
                 self._held -= 1
                 return True

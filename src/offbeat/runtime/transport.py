@@ -234,6 +234,7 @@ class Transport:
     def wait_outbox(self, below: int, timeout: float) -> bool:
         """Wait until fewer than `below` bytes are queued; False if `timeout` seconds passed."""
         self._forbid_in_thread("wait_outbox")
+        self.hand_over()
         if below < 1:
             raise ValueError(f"below = {below}: the outbox never holds less than 0 bytes")
         with self._mesh.changed:
@@ -252,6 +253,24 @@ class Transport:
         """
         return self._mesh.reactor.call_soon(fn)
 
+    def serve(self, until: Callable[[], object]) -> bool:
+        """Do the transport's work in the calling thread until `until()`; False if it has ended.
+
+        For a thread that waits for what a frame brings: it then wakes no other. `until` is asked
+        after every event, every tick and every `wake`. Afterwards the transport's own thread takes
+        over after some hundredths of a second, or at once upon `hand_over`.
+        """
+        self._forbid_in_thread("serve")
+        return self._mesh.reactor.serve(until)
+
+    def hand_over(self) -> None:
+        """Let the transport's own thread work, if another one did until now."""
+        self._mesh.reactor.hand_over()
+
+    def wake(self) -> None:
+        """Let whoever serves ask again whether to go on."""
+        self._mesh.reactor.waker.wake()
+
     def close(self, timeout: float = 5.0) -> bool:
         """Leave gracefully: send what is queued and a goodbye, then wait for the peers' ends.
 
@@ -262,6 +281,7 @@ class Transport:
             Whether all that was done within `timeout` seconds; if not, it ends as by `abort`.
         """
         self._forbid_in_thread("close")
+        self.hand_over()
         self.call_soon(self._mesh.say_goodbye)
         with self._mesh.changed:
             self._mesh.changed.wait_for(

@@ -19,11 +19,12 @@ from ..batch_norm import (
 )
 from ..experiment import Experiment
 from ..method import Holder
-from ..node import GradientRequest, Node, Runtime, Shard, SharedParameters
+from ..node import Node, Runtime, Shard, SharedParameters
 from ..parameters import Layout, SparseVector
 from ..problems import IID, Batches, Partition, shard, top_up
 from ..problems.classification import class_beyond
 from ..runs import Metrics
+from ..suspensions import GradientRequest
 from .compute import EvaluationBuffer, Job
 from .scheduler import RunError
 

@@ -22,9 +22,10 @@ from typing import Any
 from ..collectives.algorithm import Chunk
 from ..experiment import Experiment
 from ..method import NextRound
-from ..node import GradientRequest, Meet, Node, Receive, Sleep
+from ..node import Node
 from ..runtime.scheduler import RunError, Task
 from ..runtime.simulated import Simulation
+from ..suspensions import GradientRequest, Meet, Receive, Sleep
 
 VARIABLE = "OFFBEAT_CHAOS"
 """The environment variable that says where: rank, kind and number, as in `2:recv:40`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping
@@ -16,23 +15,20 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from ...encoding import decode, encode
 from ...method import Method
-from ...node import GradientRequest, Node
-from ...parameters import Layout
+from ...node import Node
+from ...suspensions import GradientRequest
 from ..compute import EvaluationBuffer
 from ..gradient_log import GradientLog
-from ..host import Snapshot
 from ..memory import keep_freed_memory
 from ..scheduler import RunError, Task
-from ..spawning import socket_names
 from ..team import Team
 from ..trained import Trained, settings_of
-from ..world import require_same_layout
-from .ranks import NOTICE, RankHost
-from .rendezvous import Rendezvous, listening, machine, numbered, reachable
-from .saved import as_bytes, as_tensor, packed, unpacked
-from .words import Copy, Start
+from .consensus import common_model
+from .joining import begin_alike, connected, require_possible
+from .ranks import NOTICE
+from .rendezvous import Rendezvous
+from .saved import packed, unpacked
 
 
 class DistributedOptimizer(Optimizer):
@@ -72,7 +68,7 @@ class DistributedOptimizer(Optimizer):
         keep_freed_memory()
         job = Rendezvous.of_job(timeout)
         self.rank, self.world_size = job.rank, job.size
-        _require_possible(method, self.world_size)
+        require_possible(method, self.world_size)
         self._current: tuple[Task, GradientRequest] | None = None
         self._ended = False
         self._settings = settings_of(optimizer)
@@ -87,7 +83,7 @@ class DistributedOptimizer(Optimizer):
                 setattr(self, f"_optimizer_{hooks}_{when}_hooks", OrderedDict[int, Any]())
         self._patch_step_function()
         self._log: GradientLog | None = None
-        self.host = self._connected(job, method, record, timeout)
+        self.host = connected(job, method, self.buffer.layout, record, timeout)
         try:
             self._begin(method, seed, record)
         except BaseException:
@@ -97,51 +93,10 @@ class DistributedOptimizer(Optimizer):
 
     # Beginning
 
-    def _connected(
-        self, job: Rendezvous, method: Method, record: Path | None, timeout: float
-    ) -> RankHost:
-        """This rank's host, connected to the others, if all hold the same model."""
-        layout = self.buffer.layout
-        secret = job.share("secret", secrets.token_bytes(32))
-        first = decode(job.share("layout", encode(layout)), types=(Layout,))
-        try:
-            require_same_layout(first, layout, "rank 0", f"rank {self.rank}")
-        except RunError as error:
-            job.refuse("machine", str(error))
-            raise
-        machines = job.exchange("machine", machine())
-        if record is not None:
-            record.mkdir(parents=True, exist_ok=True)
-            self._log = GradientLog(record, self.rank)
-        host = RankHost(
-            method,
-            self.rank,
-            self.world_size,
-            listen=listening(self.rank, machines, f"{socket_names()}/{self.rank}"),
-            machines=numbered(machines),
-            secret=secret,
-            journals=record,
-            timeout=timeout,
-        )
-        try:
-            published = job.exchange("addresses", " ".join(host.transport.addresses))
-            host.connect(reachable(self.rank, machines, published), timeout)
-        except BaseException:
-            host.abort()
-            raise
-        return host
-
     def _begin(self, method: Method, seed: int, record: Path | None) -> None:
-        """Begin where rank 0 is."""
-        if self.rank == 0:
-            constants = as_tensor(encode(self._trained.constants()))
-            self.host.tell_others(Start(self.buffer.flat, constants))
-        else:
-            start = self.host.await_word(Start, 0, "rank 0's parameters")
-            self.buffer.flat.copy_(start.parameters)
-            held = self._trained.constants()
-            for name, value in decode(as_bytes(start.constants)).items():
-                held[name].copy_(value)
+        if record is not None:
+            self._log = GradientLog(record, self.rank)
+        begin_alike(self.host, self.buffer.flat, self._trained.constants())
         self._team = Team(
             self._trained.named, self._user, self.buffer, method, self.world_size, seed
         )
@@ -317,30 +272,13 @@ class DistributedOptimizer(Optimizer):
         kept = self.buffer.flat.clone()
         buffers = [buffer.clone() for buffer in module.buffers()]
         with self._ending_on_error():
-            self.buffer.flat.copy_(self._common_model("consensus()"))
+            self.buffer.flat.copy_(common_model(self.host, "consensus()"))
         try:
             yield module
         finally:
             self.buffer.flat.copy_(kept)
             for buffer, before in zip(module.buffers(), buffers, strict=True):
                 buffer.copy_(before)
-
-    def _common_model(self, what: str) -> Tensor:
-        host = self.host
-        copies = {snapshot.rank: snapshot for snapshot in host.snapshots()}
-        types = tuple({t for snapshot in copies.values() for t in snapshot.states})
-        for snapshot in copies.values():
-            states = as_tensor(encode(list(snapshot.states.values())))
-            host.tell_others(Copy(snapshot.rank, snapshot.parameters, states))
-        for rank in host.others:
-            with host.bearing_loss():
-                for _ in range(host.placement.count(rank)):
-                    said = host.await_word(Copy, rank, f"rank {rank}'s copy for {what}")
-                    held = decode(as_bytes(said.states), types)
-                    states = {type(state): state for state in held}
-                    is_server = said.rank >= self.world_size
-                    copies[said.rank] = Snapshot(said.rank, is_server, said.parameters, states)
-        return host.scheduler.method.model([copies[rank] for rank in sorted(copies)])
 
     # The end
 
@@ -360,7 +298,7 @@ class DistributedOptimizer(Optimizer):
             self._ended = True
             self.host.leave_loop()
             self.host.settle("the end")
-            self.buffer.flat.copy_(self._common_model("the end"))
+            self.buffer.flat.copy_(common_model(self.host, "the end"))
             self.host.hang_up()
         self._abort()
 
@@ -394,23 +332,3 @@ def _refuse_own_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         "this optimizer's step() would change this rank's copy only; call step() of the one that "
         "distribute() returned"
     )
-
-
-def _require_possible(method: Method, ranks: int) -> None:
-    """Raise ValueError unless that method can run in a user's loop of that many ranks."""
-    method.validate(ranks)
-    name = type(method).__name__
-    if method.chooses_samples:
-        raise ValueError(
-            f"{name} chooses the samples of each gradient, which the user's "
-            "own loop does itself; use a method that leaves them to the loop"
-        )
-    if method.shares_parameters:
-        raise ValueError(
-            f"{name} changes one vector in the memory of all workers, which a user's own loop "
-            "does not have; run it with offbeat.run"
-        )
-    if method.server_count > ranks:
-        raise ValueError(
-            f"{method.server_count} servers need as many ranks to live on; there are {ranks}"
-        )

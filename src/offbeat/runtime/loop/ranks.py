@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import torch
 
 from ...method import Method
-from ...node import GradientRequest, Node
+from ...node import Node
+from ...suspensions import GradientRequest
 from ..capture import capture, read_state, restore
 from ..host import Host
 from ..scheduler import RunError, Scheduler, Task

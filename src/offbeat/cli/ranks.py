@@ -1,0 +1,49 @@
+"""Ranks: a run whose processes torchrun, or a cluster's own launcher, has started as ranks."""
+
+from __future__ import annotations
+
+from ..experiment import Experiment
+from ..runtime import torchrun
+from ..runtime.agent import Joining
+from ..runtime.placement import Gathering
+from ..runtime.scheduler import RunError
+from ..runtime.world import World
+from .coordinating import Execute, Keeping
+from .errors import UsageError, one_line
+from .joining import Elsewhere, take_part
+from .output import write_line
+
+
+def ranked(patience: float, experiment: Experiment, keeping: Keeping) -> Execute:
+    """Rank 0 coordinates; every rank starts the process of its own number."""
+    needed = World(experiment).host_count()
+    try:
+        rank = torchrun.meet(patience)
+        if rank.size != needed:
+            workers, servers = experiment.cluster.workers, experiment.method.server_count
+            raise UsageError(
+                f"{workers} workers and {servers} servers of {type(experiment.method).__name__} "
+                f"take {needed} processes, and there are {rank.size} ranks: start {needed} ranks, "
+                f"or change --workers"
+            )
+        if rank.rank > 0:
+            joining = Joining(
+                coordinator=rank.coordinator(),
+                slots=1,
+                secret=rank.secret,
+                hosts=(rank.rank,),
+                patience=patience,
+            )
+            take_part(experiment, joining)
+        return keeping.coordinating(
+            Gathering(
+                listen=rank.listen,
+                slots=1,
+                secret=rank.secret,
+                patience=patience,
+                on_listening=rank.publish,
+            )
+        )
+    except RunError as error:
+        write_line(one_line(error))
+        raise Elsewhere(1) from None

@@ -1,0 +1,159 @@
+"""The reactor: who serves, and that there is always somebody who does."""
+
+import os
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from offbeat.runtime import reactor as module
+from offbeat.runtime.reactor import Reactor
+
+PATIENCE = 30.0
+"""Seconds after which a test that waits fails."""
+
+
+class Served:
+    """A reactor that notes what it does, and in which thread."""
+
+    def __init__(self, tick: float = 1000.0) -> None:
+        self.ticked, self.ended = threading.Event(), threading.Event()
+        self.errors: list[BaseException] = []
+        self.reactor = Reactor(
+            "reactor of a test",
+            tick=tick,
+            on_tick=lambda now: self.ticked.set(),
+            after_events=lambda: None,
+            on_error=self.errors.append,
+            on_end=self.ended.set,
+        )
+        self.reactor.start()
+
+    def thread_of_call(self) -> int:
+        """The thread that serves now, by its number."""
+        found: list[int] = []
+        known = threading.Event()
+        assert self.reactor.call_soon(lambda: (found.append(threading.get_ident()), known.set()))
+        assert known.wait(PATIENCE)
+        return found[0]
+
+    def serve_in_thread(self, until) -> "Guest":
+        return Guest(self.reactor, until)
+
+
+class Guest(threading.Thread):
+    """A thread that serves in the reactor's stead."""
+
+    def __init__(self, reactor: Reactor, until) -> None:
+        super().__init__()
+        self.reactor, self.until = reactor, until
+        self.result: bool | None = None
+        self.start()
+
+    def run(self) -> None:
+        self.result = self.reactor.serve(self.until)
+
+    def finish(self) -> bool | None:
+        self.join(PATIENCE)
+        assert not self.is_alive()
+        return self.result
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    served = Served()
+    yield served
+    served.reactor.stop()
+    assert served.ended.is_set()
+
+
+def test_another_thread_serves_in_its_stead(served: Served) -> None:
+    own = served.thread_of_call()
+    done = threading.Event()
+    guest = served.serve_in_thread(done.is_set)
+    while (server := served.thread_of_call()) == own:
+        pass
+    assert server == guest.ident
+    assert all(served.thread_of_call() == guest.ident for _ in range(100))
+    done.set()
+    served.reactor.waker.wake()
+    assert guest.finish() is True
+
+
+def test_its_own_thread_comes_back_by_itself(served: Served) -> None:
+    own = served.thread_of_call()
+    for _ in range(3):
+        assert served.reactor.serve(lambda: True)
+        assert served.thread_of_call() == own
+
+
+def test_between_two_turns_of_another_thread_nobody_is_woken(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = served.thread_of_call()
+    monkeypatch.setattr(module, "GRACE_SECONDS", 1000.0)
+    assert served.reactor.serve(lambda: True)
+    called = threading.Event()
+    served.reactor.call_soon(called.set)
+    assert not called.wait(0.2)
+    assert served.reactor.serve(called.is_set)
+    served.reactor.hand_over()
+    assert served.thread_of_call() == own
+
+
+def test_what_is_read_in_another_thread_is_read_once(served: Served) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    got: list[tuple[int, bytes]] = []
+    served.reactor.watch(reading, lambda: got.append((threading.get_ident(), os.read(reading, 1))))
+    for number in range(200):
+        os.write(writing, bytes([number]))
+        assert served.reactor.serve(lambda wanted=number + 1: len(got) >= wanted)
+    assert [content for _, content in got] == [bytes([number]) for number in range(200)]
+    # The reactor's own thread may have been in the middle of it when the first byte came.
+    assert [thread for thread, _ in got[1:]] == [threading.get_ident()] * 199
+    served.reactor.stop()
+    os.close(reading)
+    os.close(writing)
+
+
+def test_ticks_go_on_whoever_serves() -> None:
+    served = Served(tick=0.01)
+    served.reactor.serve(lambda: True)
+    for _ in range(3):
+        served.ticked.clear()
+        assert served.reactor.serve(served.ticked.is_set)
+    served.reactor.stop()
+
+
+def test_to_stop_ends_whoever_serves(served: Served) -> None:
+    guest = served.serve_in_thread(lambda: False)
+    while served.thread_of_call() != guest.ident:
+        pass
+    served.reactor.stop()
+    assert served.ended.is_set()
+    assert guest.finish() is False
+    assert served.reactor.serve(lambda: False) is False
+    assert not served.reactor.call_soon(lambda: None)
+
+
+def test_a_handler_may_stop_it_in_another_thread(served: Served) -> None:
+    served.reactor.serve(lambda: True)
+    served.reactor.call_soon(served.reactor.stop)
+    assert served.reactor.serve(lambda: False) is False
+    assert served.ended.wait(PATIENCE)
+
+
+def test_a_handler_that_fails_in_another_thread_ends_it_with_a_report(served: Served) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    reading, writing = os.pipe()
+    served.reactor.serve(lambda: True)
+    served.reactor.watch(reading, fail)
+    os.write(writing, b"x")
+    assert served.reactor.serve(lambda: False) is False
+    assert served.ended.wait(PATIENCE)
+    assert [type(error) for error in served.errors] == [ZeroDivisionError]
+    os.close(reading)
+    os.close(writing)
