@@ -15,8 +15,8 @@ from torch import nn
 from loop_ranks import rank_and_size
 from offbeat import methods, reestimate_statistics
 from offbeat.problems import IID, Batches, Digits, shard
+from offbeat.runtime.errors import RunError
 from offbeat.runtime.loop import distribute
-from offbeat.runtime.scheduler import RunError
 
 
 def network(hidden: int = 16) -> nn.Module:

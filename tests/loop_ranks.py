@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from offbeat.runtime import spawning
-from offbeat.runtime.scheduler import RunError
+from offbeat.runtime.errors import RunError
 
 PRELOADED = [*spawning.PRELOADED, "offbeat.runtime.loop", "offbeat.problems"]
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

@@ -32,10 +32,10 @@ from offbeat.runtime.checkpoint import next_pause
 from offbeat.runtime.compute import SerialEvaluator
 from offbeat.runtime.host import Host
 from offbeat.runtime.replay import replay_run
-from offbeat.runtime.scheduler import Finished
 from offbeat.runtime.seats import Seat, quiet
 from offbeat.runtime.shared import CommonParameters
 from offbeat.runtime.simulated import Simulation
+from offbeat.runtime.tasks import Finished
 from offbeat.runtime.world import World
 from offbeat.testing import small_experiment
 

@@ -405,7 +405,7 @@ def test_hosts_and_replays_choose_by_the_machines(machines, chunks, tmp_path):
         for host in hosts:
             with host.changed:
                 assert host.changed.wait_for(lambda host=host: host.parked, timeout=10.0)
-        sent = [host.sent for host in hosts]
+        sent = [host.records.sent for host in hosts]
     assert sent == [{(0, 1): chunks * steps}, {(1, 0): chunks * steps}]
     assert torch.equal(nodes[0].parameters, nodes[1].parameters)
     assert torch.equal(replay_run(planned, journals).vector, nodes[0].parameters)

@@ -11,8 +11,8 @@ from offbeat.experiment import Budget
 from offbeat.methods import AllReduceSGD, DispatchedAsyncSGD
 from offbeat.methods.dispatched_async_sgd import Dispatch
 from offbeat.problems import IID, Batches, shard
+from offbeat.runtime.errors import RunError
 from offbeat.runtime.loop import distribute
-from offbeat.runtime.scheduler import RunError
 from offbeat.runtime.simulated import Simulation
 from offbeat.testing import Quadratic, small_experiment
 

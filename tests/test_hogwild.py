@@ -232,7 +232,7 @@ def test_a_gradient_is_of_the_parameters_that_it_was_asked_at():
         shared.vector.copy_(world.initial)
         shared.count(0)
         host.fulfil(task, request, job.vector, job.loss, host.elapsed)
-        assert [row[3] for row in host.trace.rows["steps"]] == [1]
+        assert [row[3] for row in host.records.trace.rows["steps"]] == [1]
         expected = world.initial - LR * job.vector
         assert torch.allclose(shared.vector, expected, rtol=0, atol=1e-7)
 

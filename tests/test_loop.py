@@ -19,9 +19,9 @@ from offbeat import methods
 from offbeat.method import Method
 from offbeat.methods import METHODS, SGD, AsyncSGD
 from offbeat.problems import IID, Batches, Digits, shard
+from offbeat.runtime.errors import RunError
 from offbeat.runtime.gradient_log import replay_loop
 from offbeat.runtime.loop import distribute
-from offbeat.runtime.scheduler import RunError
 from offbeat.runtime.simulated import Simulation
 from offbeat.runtime.world import World
 from offbeat.testing import small_experiment

@@ -15,8 +15,8 @@ from loop_job import flat
 from loop_ranks import assert_fine, rank_and_size, run_ranks
 from offbeat import methods
 from offbeat.methods import SGD
+from offbeat.runtime.errors import RunError
 from offbeat.runtime.loop import distribute
-from offbeat.runtime.scheduler import RunError
 
 SYNCHRONOUS = ("AllReduceSGD", "SyncSGD", "DPSGD", "StochasticGradientPush", "LocalSGD", "SlowMo")
 ASYNCHRONOUS = ("AsyncSGD", "ADPSGD")

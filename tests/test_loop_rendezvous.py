@@ -11,10 +11,10 @@ import torch
 from loop_job import main, network, optimizer_of
 from loop_ranks import assert_fine, rank_and_size, run_ranks
 from offbeat.methods import METHODS
+from offbeat.runtime.errors import RunError
 from offbeat.runtime.gradient_log import replay_loop
 from offbeat.runtime.loop import joining, rendezvous
 from offbeat.runtime.loop.rendezvous import interface, listening, machine, numbered, reachable
-from offbeat.runtime.scheduler import RunError
 
 METHODS_APART = ("AllReduceSGD", "ADPSGD", "AsyncSGD")
 

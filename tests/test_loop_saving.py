@@ -14,8 +14,8 @@ from loop_job import flat
 from loop_ranks import assert_fine, rank_and_size, run_ranks
 from offbeat import methods
 from offbeat.methods import METHODS, SGD
+from offbeat.runtime.errors import RunError
 from offbeat.runtime.loop import distribute
-from offbeat.runtime.scheduler import RunError
 
 IN_LOOPS = [m for m in METHODS.values() if not m.chooses_samples and not m.shares_parameters]
 STEPS = 20

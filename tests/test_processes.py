@@ -23,10 +23,10 @@ from offbeat.methods import ADPSGD, METHODS, SGD, AllReduceSGD, AsyncSGD, Stocha
 from offbeat.node import Node
 from offbeat.problems import Digits, Split, Supervised
 from offbeat.runs import Run
+from offbeat.runtime.errors import RunError
 from offbeat.runtime.journal import JournalError
 from offbeat.runtime.processes import run_processes
 from offbeat.runtime.replay import replay_run
-from offbeat.runtime.scheduler import RunError
 from offbeat.runtime.simulated import Simulation
 from offbeat.runtime.world import World, require_same_layout
 

@@ -14,8 +14,8 @@ from ..experiment import Experiment
 from ..runs import Run
 from ..runtime.addresses import socket_address
 from ..runtime.agent import Agent, Joining
+from ..runtime.errors import RunError
 from ..runtime.placement import Gathering
-from ..runtime.scheduler import RunError
 from ..runtime.world import Progress, World
 from .coordinating import Execute, Keeping
 from .credentials import certificates, shared_secret

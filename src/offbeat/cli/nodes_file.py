@@ -17,8 +17,8 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from ..experiment import Experiment
+from ..runtime.errors import RunError
 from ..runtime.placement import Gathering
-from ..runtime.scheduler import RunError
 from ..runtime.world import World
 from .credentials import certificates
 from .errors import UsageError

@@ -5,8 +5,8 @@ from __future__ import annotations
 from ..experiment import Experiment
 from ..runtime import torchrun
 from ..runtime.agent import Joining
+from ..runtime.errors import RunError
 from ..runtime.placement import Gathering
-from ..runtime.scheduler import RunError
 from ..runtime.world import World
 from .coordinating import Execute, Keeping
 from .errors import UsageError, one_line

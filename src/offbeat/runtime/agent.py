@@ -17,8 +17,8 @@ from ..runs import versions
 from . import control
 from .assignment import Assignment
 from .control import COORDINATOR, FIRST_AGENT
+from .errors import RunError
 from .line import Line
-from .scheduler import RunError
 from .spawning import Spawner, require_sendable, socket_names, uninterrupted
 from .tls import TLS
 

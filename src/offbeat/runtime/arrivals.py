@@ -9,12 +9,12 @@ from pathlib import Path
 from ..method import Method
 from . import control
 from .checkpoint import Checkpoint, CheckpointError, latest_checkpoint
+from .errors import RunError
 from .evaluations import Evaluations
 from .keeping import Keeper
 from .placement import Placement
 from .reassembly import Reassembly, admit
 from .roster import Roster
-from .scheduler import RunError
 from .seats import Seat
 
 MOST = 3

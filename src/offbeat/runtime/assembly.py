@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 
 from .checkpoint import Checkpoint
+from .errors import RunError
 from .placement import Placement
 from .roster import Roster
-from .scheduler import RunError
 from .seats import DEPARTED, TO_COME, Seat
 from .tickets import Tickets
 from .world import World, require_same_layout

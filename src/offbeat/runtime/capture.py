@@ -15,7 +15,9 @@ from ..method import NextRound
 from ..node import Node
 from ..parameters import OuterOptimizer, ParameterOptimizer
 from ..suspensions import GradientRequest, Receive
-from .scheduler import Finished, RunError, Scheduler, Task
+from .errors import RunError
+from .scheduler import Scheduler
+from .tasks import Finished, Task
 
 
 class CaptureError(RunError, ValueError):

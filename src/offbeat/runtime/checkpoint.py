@@ -26,7 +26,7 @@ from ..experiment import Experiment, optimizer_class, to_config
 from ..likeness import differing, settings, shown, within
 from ..runs import Metrics, versions
 from .durable import put_back, write_directory
-from .host import Status
+from .status import Status
 
 FORMAT = 1
 KEPT = 2

@@ -20,9 +20,10 @@ from .assignment import Assignment
 from .capture import CaptureError
 from .compute import SerialEvaluator
 from .control import COORDINATOR
-from .host import Host, Status, Watch
+from .errors import RunError
+from .host import Host, Watch
 from .pace import Pace
-from .scheduler import RunError
+from .status import Status
 from .tickets import LeasedTickets
 from .world import World, require_finite
 
@@ -102,14 +103,14 @@ class Child:
                 self._follow(self._orders.get())
         self._compute()
         if host.failure is not None:
-            self.tell(control.Traced(trace=control.Tables.of(host.trace)))
+            self.tell(control.Traced(trace=control.Tables.of(host.records.trace)))
             self._may_close.wait(timeout=10.0)
         else:
             host.finish()
             self.tell(
                 control.Done(
                     nodes=self._held(),
-                    trace=control.Tables.of(host.trace),
+                    trace=control.Tables.of(host.records.trace),
                     status=host.status(),
                     punctuality=self.pace.punctuality,
                 )

@@ -22,7 +22,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..parameters import Layout, SparseVector
 from ..problems import Split
-from .scheduler import RunError
+from .errors import RunError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 EvaluatorName = Literal["serial", "vmap", "pool"]

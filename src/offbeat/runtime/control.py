@@ -23,10 +23,11 @@ from torch import Tensor
 
 from ..parameters import Layout
 from ..trace import Trace
-from .host import COORDINATOR as COORDINATOR
-from .host import Snapshot, Status
 from .pace import Punctuality
+from .status import Snapshot, Status
 
+COORDINATOR = 0xFFFF_FFFF
+"""Its number among the hosts of a run: the highest, so that everyone dials it."""
 FIRST_AGENT = 0x8000_0000
 """Numbers from here on are agents'; those below are members'."""
 

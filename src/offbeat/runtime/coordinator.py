@@ -15,17 +15,17 @@ from . import control
 from .arrivals import Arrivals
 from .assembly import START_TIMEOUT, assemble
 from .checkpoint import Checkpoint, save_checkpoint
+from .errors import RunError
 from .evaluations import Evaluations
 from .faults import Faults
-from .host import Snapshot
 from .keeping import Keeper
 from .outcome import outcome
 from .placement import Gathering, Placement
 from .refusals import require_possible
 from .roster import Roster
-from .scheduler import RunError
 from .seats import Seat, seats_of, waits
 from .spawning import uninterrupted
+from .status import Snapshot
 from .tickets import Tickets
 from .world import Progress, World
 

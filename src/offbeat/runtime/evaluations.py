@@ -9,8 +9,8 @@ from ..method import ModelLost
 from ..runs import Metrics
 from . import control
 from .checkpoint import Checkpoint
-from .host import Snapshot, Status
 from .seats import Seat
+from .status import Snapshot, Status
 from .world import Progress, World
 
 

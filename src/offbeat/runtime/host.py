@@ -6,16 +6,13 @@ transport's thread steps the roles that messages answer; both hold one lock whil
 
 from __future__ import annotations
 
-import copy
 import heapq
 import struct
 import threading
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,70 +23,27 @@ from ..method import Method
 from ..node import Node
 from ..parameters import SparseVector
 from ..suspensions import Gradient, GradientRequest, Group, Meet, Receive
-from ..trace import DELIVERED, FAULT_KINDS, LOST, Trace
+from ..trace import DELIVERED, FAULT_KINDS, LOST
 from .capture import capture, read_state, restore
+from .causes import GRADIENT, WOKEN, Cause, Kind
 from .clock import SECOND, nanoseconds
-from .journal import Journal
-from .scheduler import GRADIENT, WOKEN, Cause, Executor, Kind, RunError, Scheduler, Task
+from .control import COORDINATOR
+from .errors import RunError
+from .executor import Executor
+from .records import Records
+from .scheduler import Scheduler
 from .slots import SHARED_FROM
+from .status import Snapshot, Status
+from .tasks import Task
 from .tls import TLS
 from .transport import Transport
 
-S = TypeVar("S")
 Watch = Callable[[Node, Coroutine[Any, Any, Any]], Coroutine[Any, Any, Any]]
 _ENVELOPE = struct.Struct("<IIq")
-_CONTROL = 0xFFFF_FFFF
+_NO_NODE = 0xFFFF_FFFF
 """In place of a node: for the receiving host itself."""
-COORDINATOR = 0xFFFF_FFFF
-"""The coordinator's number among the hosts of a run: the highest, so that everyone dials it."""
 OUTBOX_LIMIT = 256 << 20
 """Bytes queued for slow receivers above which a host asks for no further gradient."""
-
-
-@dataclass(eq=False)
-class Snapshot:
-    """A copy of what a node holds, for evaluation elsewhere."""
-
-    rank: int
-    is_server: bool
-    parameters: Tensor
-    states: dict[type, Any]
-
-    @classmethod
-    def of(cls, node: Node) -> Snapshot:
-        states = copy.deepcopy(node.states)
-        # To where it is evaluated the parameters go by way of the CPU.
-        parameters = node.parameters.clone().cpu()
-        return cls(node.rank, node.is_server, parameters, states)
-
-    def state(self, state_type: type[S]) -> S:
-        if state_type not in self.states:
-            self.states[state_type] = state_type()
-        return self.states[state_type]
-
-
-@dataclass(kw_only=True)
-class Status:
-    """What a host says of itself while it runs."""
-
-    idle: bool
-    parked: bool
-    """A worker awaits a gradient that the budget does not allow."""
-    stuck: bool
-    """A worker awaits anything else."""
-    waiting: list[str]
-    sent: dict[tuple[int, int], int]
-    received: dict[tuple[int, int], int]
-    rounds: dict[int, int]
-    """Of each worker here, the round that it is in or about to begin."""
-    pausing: int | None
-    """The round from which on workers are held between two; None while the run goes on."""
-    paused: set[int]
-    """Workers that are held."""
-    computed: int
-    steps: int
-    bytes_sent: int
-    departed: set[int]
 
 
 class Host(Executor):
@@ -137,7 +91,7 @@ class Host(Executor):
         self.index = index
         self.placement = placement
         self.scheduler = Scheduler(self, method)
-        self.trace = Trace()
+        self.records = Records(journals)
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)
         self.requests: deque[tuple[Task, GradientRequest]] = deque()
@@ -151,14 +105,7 @@ class Host(Executor):
         self.finished = False
         self.failure: BaseException | None = None
         self.computing: int | None = None
-        self.steps = 0
-        self.computed = 0
-        self.bytes_sent = 0
-        self.sent: dict[tuple[int, int], int] = {}
-        self.received: dict[tuple[int, int], int] = {}
         self.departed: set[int] = set()
-        self._journals: dict[int, Journal] = {}
-        self._journal_folder = journals
         self._may_compute = may_compute
         self._on_failure = on_failure
         self._on_word = on_word
@@ -167,8 +114,6 @@ class Host(Executor):
         self._watch = watch
         self._returns = returns
         self._on_order, self._on_orphaned = on_order, on_orphaned
-        self._waiting_since: dict[int, int] = {}
-        self._began = time.monotonic_ns()
         self._timers: list[tuple[int, int, Task]] = []
         self._running = False
         self._pause_at: int | None = None
@@ -201,13 +146,7 @@ class Host(Executor):
                 self.scheduler.remove(rank)
             for held in (self.requests, self.parked, self.paused, self._timers, self._early):
                 held.clear()
-            for journal in self._journals.values():
-                journal.close()
-            self._journals.clear()
-            self._waiting_since.clear()
-            self.sent.clear()
-            self.received.clear()
-            self.steps = self.computed = self.bytes_sent = 0
+            self.records.reset()
             self.departed = set(absent)
             self._pause_at = None
 
@@ -217,13 +156,7 @@ class Host(Executor):
         Raises:
             EncodingError, CaptureError: what was saved cannot be read, or is of another model.
         """
-        if self._journal_folder is not None:
-            path = self._journal_folder / f"node-{node.rank}.journal"
-            self._journals[node.rank] = Journal(path, self.machines[self.index])
-            beside = path.with_suffix(".safetensors")
-            beside.unlink(missing_ok=True)
-            if saved is not None:
-                beside.write_bytes(saved)
+        self.records.open(node.rank, self.machines[self.index], saved)
         with self.lock:
             self.scheduler.add(node)
             if saved is not None:
@@ -234,7 +167,7 @@ class Host(Executor):
     def begin(self, began: int) -> None:
         """Start the roles; `began` is the run's time 0 on the monotonic clock, in nanoseconds."""
         with self.lock:
-            self._began = began
+            self.records.began = began
             self._running = True
             for node in list(self.scheduler.nodes.values()):
                 self.scheduler.begin(node)
@@ -319,9 +252,7 @@ class Host(Executor):
         self.transport.abort()
         with self.lock:
             self.scheduler.close()
-            for journal in self._journals.values():
-                journal.close()
-            self._journals.clear()
+            self.records.close()
 
     def status(self) -> Status:
         with self.lock:
@@ -339,8 +270,8 @@ class Host(Executor):
                     for task in self.scheduler.waiting()
                 ),
                 waiting=[task.describe() for task in self.scheduler.waiting()],
-                sent=dict(self.sent),
-                received=dict(self.received),
+                sent=dict(self.records.sent),
+                received=dict(self.records.received),
                 rounds={
                     node.rank: node.round
                     for node in self.scheduler.nodes.values()
@@ -348,9 +279,9 @@ class Host(Executor):
                 },
                 pausing=self._pause_at,
                 paused={task.node.rank for task in self.paused},
-                computed=self.computed,
-                steps=self.steps,
-                bytes_sent=self.bytes_sent,
+                computed=self.records.computed,
+                steps=self.records.steps,
+                bytes_sent=self.records.bytes_sent,
                 departed=set(self.departed),
             )
 
@@ -361,18 +292,18 @@ class Host(Executor):
     @property
     def elapsed(self) -> int:
         """Nanoseconds since the run began."""
-        return time.monotonic_ns() - self._began
+        return self.records.elapsed
 
     def tell(self, host: int, message: Any) -> None:
         """Send a message to another host itself."""
-        envelope = _ENVELOPE.pack(self.index, _CONTROL, self.elapsed)
+        envelope = _ENVELOPE.pack(self.index, _NO_NODE, self.elapsed)
         self.transport.send(host, envelope, *codec_of(type(message)).parts(message))
 
     def retune(self, settings: Sequence[Mapping[str, Any]], change: int) -> None:
         """New hyper-parameters for the inner optimizers here; the journal keeps their number."""
         with self.lock:
             for node in self.scheduler.nodes.values():
-                self._note(node.rank, 0, Cause(Kind.RETUNED, -1, change))
+                self.records.note(node.rank, 0, Cause(Kind.RETUNED, -1, change))
                 node.optimizer.retune(settings)
 
     # Gradients
@@ -424,8 +355,7 @@ class Host(Executor):
             self.computing = None
             if task.waiting is not request:
                 return
-            self.computed += 1
-            self.trace.rows["gradients"].append((task.node.rank, began, self.elapsed, loss))
+            self.records.gradient(task.node.rank, began, loss)
             gradient = Gradient(vector, request.versions, loss)
             self.scheduler.resume(task, gradient, cause=GRADIENT)
             self._drain()
@@ -445,7 +375,7 @@ class Host(Executor):
 
     def now(self, node: Node) -> float:
         time = self.elapsed
-        self._note(node.rank, 0, Cause(Kind.CLOCK), time)
+        self.records.note(node.rank, 0, Cause(Kind.CLOCK), time)
         return time / SECOND
 
     def start(self, node: Node, name: str, coroutine: Coroutine[Any, Any, Any]) -> Task:
@@ -456,13 +386,11 @@ class Host(Executor):
         if found is not None:
             self.scheduler.acted()
         cause = Cause(Kind.POLL) if found is None else Cause(Kind.POLL, found[0], found[2])
-        self._note(node.rank, 0, cause)
+        self.records.note(node.rank, 0, cause)
         return None if found is None else (found[0], found[1])
 
     def stepped(self, node: Node, staleness: int, mixes: int) -> None:
-        self.steps += 1
-        row = (node.rank, self.elapsed, node.versions[0], staleness, mixes)
-        self.trace.rows["steps"].append(row)
+        self.records.step(node, staleness, mixes)
 
     def send(self, node: Node, to: int, message: Any) -> None:
         self.scheduler.acted()
@@ -471,18 +399,18 @@ class Host(Executor):
         codec, pair = codec_of(type(message)), (node.rank, to)
         host = self.placement[to]
         if host == self.index:
-            self._count(self.sent, pair)
-            self._count(self.received, pair)
+            self.records.sent[pair] += 1
+            self.records.received[pair] += 1
             self.scheduler.deliver(to, node.rank, codec.copy(message))
             return
         parts = codec.parts(message, self.transport.pool)
         size = codec.size(message)
         envelope = _ENVELOPE.pack(node.rank, to, self.elapsed)
         if to not in self.departed and self.transport.send(host, envelope, *parts):
-            self._count(self.sent, pair)
-            self.bytes_sent += size
+            self.records.sent[pair] += 1
+            self.records.bytes_sent += size
         else:
-            self._record_message(node.rank, to, message, size, self.elapsed, LOST)
+            self.records.message(node.rank, to, message, size, self.elapsed, LOST)
 
     def all_reduce(
         self, node: Node, values: Tensor, group: Group, tag: tuple[int, int]
@@ -528,11 +456,11 @@ class Host(Executor):
 
     def next_round(self, task: Task) -> bool:
         if self.leaving or self.stopped:
-            self._note(task.node.rank, task.id, Cause(Kind.PARKED))
+            self.records.note(task.node.rank, task.id, Cause(Kind.PARKED))
             self._park(task)
             return False
         if self._pause_at is not None and task.node.round >= self._pause_at:
-            self._note(task.node.rank, task.id, Cause(Kind.PAUSED))
+            self.records.note(task.node.rank, task.id, Cause(Kind.PAUSED))
             self.paused.append(task)
             return False
         return True
@@ -550,19 +478,17 @@ class Host(Executor):
         self.changed.notify_all()
 
     def waited(self, task: Task) -> None:
-        self._waiting_since[task.node.rank] = self.elapsed
+        self.records.waits(task.node.rank)
 
     def continued(self, task: Task) -> None:
-        since = self._waiting_since.pop(task.node.rank, None)
-        if since is not None:
-            self.trace.rows["waits"].append((task.node.rank, since, self.elapsed))
+        self.records.waits_no_more(task.node.rank)
 
     def resumed(self, task: Task, cause: Cause) -> None:
-        self._note(task.node.rank, task.id, cause)
+        self.records.note(task.node.rank, task.id, cause)
 
     def noticed(self, node: Node, peer: int) -> None:
         # The rounds that it took part in decide who a node's peers are, so they are kept too.
-        self._note(node.rank, 0, Cause(Kind.DEPARTURE, peer, node.rounds_of.get(peer, -1)))
+        self.records.note(node.rank, 0, Cause(Kind.DEPARTURE, peer, node.rounds_of.get(peer, -1)))
 
     def watched(self, node: Node, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
         return coroutine if self._watch is None else self._watch(node, coroutine)
@@ -581,7 +507,7 @@ class Host(Executor):
             self.fail(RunError(f"host {host} sent what is no message: {error}"))
             return
         with self.lock:
-            if to == _CONTROL:
+            if to == _NO_NODE:
                 self.heard.setdefault(host, deque()).append(message)
                 self._on_word(host, message)
                 self.changed.notify_all()
@@ -592,10 +518,10 @@ class Host(Executor):
                 self._early.append((source, to, message, sent))
 
     def _receive(self, source: int, to: int, message: Any, sent: int) -> None:
-        self._count(self.received, (source, to))
+        self.records.received[source, to] += 1
         codec, node = codec_of(type(message)), self.scheduler.nodes.get(to)
         outcome = LOST if node is None else DELIVERED
-        self._record_message(source, to, message, codec.size(message), sent, outcome)
+        self.records.message(source, to, message, codec.size(message), sent, outcome)
         if node is not None:
             message = codec.to(message, node.parameters.device)
         self.scheduler.deliver(to, source, message)
@@ -617,7 +543,7 @@ class Host(Executor):
                 return
             for rank in ranks:
                 self.departed.add(rank)
-                self.trace.rows["faults"].append((rank, self.elapsed, kind, 1.0))
+                self.records.fault(rank, kind)
                 self.retire(rank)
             self.changed.notify_all()
 
@@ -640,21 +566,3 @@ class Host(Executor):
     def _on_tick(self) -> None:
         if self._tick is not None:
             self._tick()
-
-    # Records
-
-    def _note(self, rank: int, task: int, cause: Cause, time: int | None = None) -> None:
-        journal = self._journals.get(rank)
-        if journal is not None:
-            journal.append(task, cause, self.elapsed if time is None else time)
-
-    def _record_message(
-        self, source: int, to: int, message: Any, size: int, sent: int, outcome: int
-    ) -> None:
-        kind = self.trace.kind(type(message).__name__)
-        row = (source, to, kind, size, sent, sent, self.elapsed, outcome)
-        self.trace.rows["messages"].append(row)
-
-    @staticmethod
-    def _count(counts: dict[tuple[int, int], int], pair: tuple[int, int]) -> None:
-        counts[pair] = counts.get(pair, 0) + 1

@@ -10,7 +10,7 @@ from ..experiment import Experiment, to_config
 from ..likeness import differing, settings, shown
 from ..runs import versions
 from . import control
-from .scheduler import RunError
+from .errors import RunError
 from .seats import Seat
 
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .scheduler import Cause, Kind, RunError
+from .causes import Cause, Kind
+from .errors import RunError
 
 MAGIC = b"offbeat journal 2\0\0\0\0\0\0\0"
 _COUNT = struct.Struct("<Q")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from .causes import Cause, Kind
 from .journal import Entry, JournalError
-from .scheduler import Cause, Kind
 
 INSIDE_A_STEP = {
     Kind.MESSAGE_NOW,

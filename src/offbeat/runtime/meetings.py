@@ -12,9 +12,11 @@ from ..node import Node
 from ..suspensions import Group, Meet, PeerLost
 from ..trace import DELIVERED, Trace
 from .clock import VirtualClock
+from .errors import RunError
 from .network import UniformNetwork
 from .post import Post
-from .scheduler import RunError, Scheduler, Task
+from .scheduler import Scheduler
+from .tasks import Task
 
 Key = tuple[Group, tuple[int, int]]
 """Who meets, and which of their collectives it is."""

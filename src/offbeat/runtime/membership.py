@@ -15,7 +15,8 @@ from ..trace import FAULT_KINDS, Trace
 from .clock import VirtualClock, nanoseconds
 from .meetings import Meetings
 from .post import Post
-from .scheduler import Scheduler, Task
+from .scheduler import Scheduler
+from .tasks import Task
 
 NEVER = 1 << 62
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from ..encoding import encode
 from ..method import Method
 from .capture import NodeState, read_state
-from .host import Snapshot
+from .errors import RunError
 from .placement import Placement
 from .roster import Roster
-from .scheduler import RunError
 from .seats import Seat
+from .status import Snapshot
 
 TIMEOUT = 120.0
 """Seconds for new processes to build their model and find the others."""

@@ -20,11 +20,14 @@ from ..runs import Run
 from ..suspensions import Gradient, GradientRequest, Group, Meet, PeerLost, Receive
 from ..trace import DELIVERED, Trace
 from .capture import NodeState, read_state, restore
+from .causes import Cause, Kind
 from .clock import SECOND
 from .compute import SerialEvaluator
+from .executor import Executor
 from .journal import Entry, JournalError, read_journal, read_machine
 from .journal_reader import INSIDE_A_STEP, JournalEnds, Reader
-from .scheduler import Cause, Executor, Kind, Scheduler, Task
+from .scheduler import Scheduler
+from .tasks import Task
 from .world import World
 
 

@@ -6,214 +6,23 @@ What differs between runtimes (time, network, where gradients are computed) lies
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import traceback
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Coroutine, Generator
-from dataclasses import dataclass
-from enum import IntEnum
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
+from collections.abc import Coroutine
+from typing import Any
 
 from ..method import Method, NextRound
 from ..node import Node
-from ..suspensions import GradientRequest, Meet, PeerLost, Receive, Sleep, Suspension
+from ..suspensions import GradientRequest, Meet, PeerLost, Receive, Sleep
+from .causes import CANCELLED, Cause, Kind
+from .errors import RoleError, RunError
+from .executor import Executor
+from .mailbox import Mailbox
+from .tasks import Task
 
 MOST_SPINS = 1000
 """Rounds of a role that never suspends before it counts as endless."""
-
-
-class RunError(Exception):
-    """A run that cannot go on. The text is one line for the user."""
-
-
-class RoleError(RunError):
-    """A role raised an exception, or awaited what no node offers."""
-
-
-class Task(Suspension[Any]):
-    """A coroutine of one node: a role, or what a role has started."""
-
-    __slots__ = (
-        "coroutine",
-        "fresh",
-        "id",
-        "is_role",
-        "name",
-        "node",
-        "outcome",
-        "waiting",
-        "watchers",
-    )
-
-    def __init__(
-        self, node: Node, name: str, coroutine: Coroutine[Any, Any, Any], id: int, is_role: bool
-    ) -> None:
-        self.is_role = is_role
-        self.node = node
-        self.name = name
-        self.coroutine = coroutine
-        self.id = id
-        self.fresh = True
-        """Since its round began it has read, sent and started nothing."""
-        self.waiting: Any = None
-        self.outcome: tuple[Any, BaseException | None] | None = None
-        self.watchers: list[Task] = []
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        return (yield self)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # A copy of a node's state that travels takes no running coroutine along.
-        return (type(None), ())
-
-    def __str__(self) -> str:
-        return f"what it started as {self.name}"
-
-    def close(self) -> None:
-        # A role that catches everything, its own end too, says so with a RuntimeError.
-        with contextlib.suppress(RuntimeError):
-            self.coroutine.close()
-
-    def describe(self) -> str:
-        return f"node {self.node.rank} ({self.name}) awaits {self.waiting}"
-
-
-@dataclass(frozen=True, eq=False)
-class Finished(Suspension[Any]):
-    """What is left of a task that has ended: to be awaited for its result, as the task was."""
-
-    result: Any
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        return self.result
-        yield  # A generator that is over at once.
-
-
-class Kind(IntEnum):
-    """What answered a suspension, as a journal keeps it.
-
-    Those that end in NOW did so without the role being suspended.
-    """
-
-    GRADIENT = 1
-    MESSAGE = 2
-    MESSAGE_NOW = 3
-    LOST = 4
-    LOST_NOW = 5
-    CANCELLED = 6
-    CANCELLED_NOW = 7
-    WOKEN = 8
-    POLL = 9
-    CLOCK = 10
-    DEPARTURE = 11
-    PARKED = 12
-    RETUNED = 13
-    PAUSED = 14
-    PROCEEDED = 15
-
-
-class Cause(NamedTuple):
-    """Why a role goes on: the kind, and for a message its sender and number from that sender."""
-
-    kind: Kind
-    source: int = -1
-    sequence: int = -1
-
-
-GRADIENT = Cause(Kind.GRADIENT)
-WOKEN = Cause(Kind.WOKEN)
-CANCELLED = Cause(Kind.CANCELLED)
-
-
-class Executor(ABC):
-    """What the scheduler leaves to a runtime."""
-
-    @abstractmethod
-    def request_gradient(self, task: Task, request: GradientRequest) -> None:
-        """Answer later with `Scheduler.resume(task, gradient)`, or never: the budget is spent.
-
-        The snapshot is to be copied if anything may change it before the gradient is there.
-        """
-
-    @abstractmethod
-    def sleep(self, task: Task, seconds: float) -> None: ...
-
-    @abstractmethod
-    def meet(self, task: Task, meet: Meet) -> None: ...
-
-    def buffer(self, like: Tensor) -> Tensor:
-        """A tensor like that one, its contents undefined, in memory that is good to send from."""
-        return torch.empty_like(like)
-
-    @abstractmethod
-    def next_round(self, task: Task) -> bool:
-        """Whether the worker may begin another round; if not it stays suspended."""
-
-    def cancelled(self, task: Task, request: GradientRequest) -> None:
-        """The gradient is not awaited any more."""
-
-    def waited(self, task: Task) -> None:
-        """The worker's own role suspends in anything but a gradient."""
-
-    def continued(self, task: Task) -> None:
-        """The worker's own role goes on."""
-
-    def resumed(self, task: Task, cause: Cause) -> None:
-        """A suspension is being answered (for the journal)."""
-
-    def noticed(self, node: Node, peer: int) -> None:
-        """The node has learnt that a peer departed (for the journal)."""
-
-    def watched(self, node: Node, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
-        """What to step in place of a coroutine that begins on the node: itself, or a wrapper."""
-        return coroutine
-
-
-class Mailbox:
-    """Messages of one node that no role has taken yet, by type, in order of arrival."""
-
-    __slots__ = ("by_type", "counts")
-
-    def __init__(self) -> None:
-        self.by_type: dict[type, deque[tuple[int, Any, int]]] = {}
-        self.counts: dict[int, int] = {}
-
-    def put(self, source: int, message: Any) -> None:
-        sequence = self.counts.get(source, 0)
-        self.counts[source] = sequence + 1
-        queue = self.by_type.get(type(message))
-        if queue is None:
-            queue = self.by_type[type(message)] = deque()
-        queue.append((source, message, sequence))
-
-    def take(self, wanted: Receive[Any]) -> tuple[int, Any, int] | None:
-        queue = self.by_type.get(wanted.message_type)
-        if not queue:
-            return None
-        if wanted.source is None and wanted.tag is None:
-            return queue.popleft()
-        for index, (source, message, _) in enumerate(queue):
-            if wanted.accepts(source, message):
-                found = queue[index]
-                del queue[index]
-                return found
-        return None
-
-    def unread(self) -> list[tuple[int, Any]]:
-        return [(source, message) for q in self.by_type.values() for source, message, _ in q]
-
-    def discard(self, source: int) -> list[Any]:
-        """Take out, and return, what is here from one sender."""
-        found: list[Any] = []
-        for message_type, queue in self.by_type.items():
-            found += [message for sender, message, _ in queue if sender == source]
-            self.by_type[message_type] = deque(entry for entry in queue if entry[0] != source)
-        return found
 
 
 class Scheduler:

@@ -11,8 +11,8 @@ from ..parameters import Layout
 from ..trace import Trace
 from . import control
 from .checkpoint import Checkpoint
-from .host import Snapshot, Status
 from .pace import Punctuality
+from .status import Snapshot, Status
 from .world import World
 
 DEPARTED = "departed before the checkpoint"

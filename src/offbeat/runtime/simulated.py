@@ -17,12 +17,15 @@ from ..runs import Metrics, Run
 from ..suspensions import Gradient, GradientRequest, Group, Meet, PeerLost, Receive
 from ..trace import Trace
 from .clock import SECOND, VirtualClock, nanoseconds
+from .errors import RunError
+from .executor import Executor
 from .gradients import Gradients
 from .meetings import Meetings
 from .membership import Membership
 from .post import Post
-from .scheduler import Executor, RunError, Scheduler, Task
+from .scheduler import Scheduler
 from .shared import CommonParameters
+from .tasks import Task
 from .world import Progress, World, divergence, require_finite
 
 MOST_WAKES = 100_000

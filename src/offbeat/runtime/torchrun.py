@@ -15,7 +15,7 @@ from datetime import timedelta
 from torch._C._distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
-from .scheduler import RunError
+from .errors import RunError
 
 _ADDRESS, _SECRET = "offbeat/run/address", "offbeat/run/secret"
 

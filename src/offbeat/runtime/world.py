@@ -26,7 +26,7 @@ from ..problems.classification import class_beyond
 from ..runs import Metrics
 from ..suspensions import GradientRequest
 from .compute import EvaluationBuffer, Job
-from .scheduler import RunError
+from .errors import RunError
 
 EVALUATED_AT_ONCE = 512
 """Samples."""

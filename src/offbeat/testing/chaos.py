@@ -23,8 +23,9 @@ from ..collectives.algorithm import Chunk
 from ..experiment import Experiment
 from ..method import NextRound
 from ..node import Node
-from ..runtime.scheduler import RunError, Task
+from ..runtime.errors import RunError
 from ..runtime.simulated import Simulation
+from ..runtime.tasks import Task
 from ..suspensions import GradientRequest, Meet, Receive, Sleep
 
 VARIABLE = "OFFBEAT_CHAOS"

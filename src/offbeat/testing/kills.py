@@ -18,10 +18,11 @@ import torch
 
 from ..experiment import Experiment
 from ..runs import Run
+from ..runtime.causes import Kind
+from ..runtime.errors import RunError
 from ..runtime.journal import read_journal
 from ..runtime.processes import run_processes
 from ..runtime.replay import replay_run
-from ..runtime.scheduler import Kind, RunError
 from .chaos import VARIABLE, Saboteur, count_awaits
 
 DEADLINE = 120.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...encoding import decode, encode
-from ..host import Snapshot
+from ..status import Snapshot
 from .ranks import RankHost
 from .saved import as_bytes, as_tensor
 from .words import Copy

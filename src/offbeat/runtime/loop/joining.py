@@ -11,7 +11,7 @@ from torch import Tensor
 from ...encoding import decode, encode
 from ...method import Method
 from ...parameters import Layout
-from ..scheduler import RunError
+from ..errors import RunError
 from ..spawning import socket_names
 from ..world import require_same_layout
 from .ranks import RankHost

@@ -19,9 +19,10 @@ from ...method import Method
 from ...node import Node
 from ...suspensions import GradientRequest
 from ..compute import EvaluationBuffer
+from ..errors import RunError
 from ..gradient_log import GradientLog
 from ..memory import keep_freed_memory
-from ..scheduler import RunError, Task
+from ..tasks import Task
 from ..team import Team
 from ..trained import Trained, settings_of
 from .consensus import common_model

@@ -15,8 +15,10 @@ from ...method import Method
 from ...node import Node
 from ...suspensions import GradientRequest
 from ..capture import capture, read_state, restore
+from ..errors import RunError
 from ..host import Host
-from ..scheduler import RunError, Scheduler, Task
+from ..scheduler import Scheduler
+from ..tasks import Task
 from .rounds import Moment, Round, renumber, rewound
 from .words import Answered, Counts, Farewell, Finished, Left, Overflow, Paused, Sent
 
@@ -244,19 +246,19 @@ class RankHost(Host):
     def _counts(self) -> Counts:
         """Of this rank's nodes, with those of each rank."""
         counts = torch.zeros(2, self.size, dtype=torch.int64)
-        for (_, to), count in self.sent.items():
+        for (_, to), count in self.records.sent.items():
             counts[0, self.placement[to]] += count
-        for (source, _), count in self.received.items():
+        for (source, _), count in self.records.received.items():
             counts[1, self.placement[source]] += count
         return Counts(self._pauses, counts[0], counts[1])
 
     def next_round(self, task: Task) -> bool:
-        self._round = Round(began=Moment.of(self.scheduler, task, self.sent))
+        self._round = Round(began=Moment.of(self.scheduler, task, self.records.sent))
         return super().next_round(task)
 
     def request_gradient(self, task: Task, request: GradientRequest) -> None:
         if self._round is not None:
-            self._round.asked = Moment.of(self.scheduler, task, self.sent)
+            self._round.asked = Moment.of(self.scheduler, task, self.records.sent)
         super().request_gradient(task, request)
 
     def capture(self) -> dict[int, bytes]:
@@ -299,7 +301,7 @@ class RankHost(Host):
         for node in nodes:
             scheduler.add(node)
             restore(scheduler, read_state(saved[node.rank], (*kinds, *method.messages)))
-            renumber(scheduler.mailboxes[node.rank], node.rank, self.received)
+            renumber(scheduler.mailboxes[node.rank], node.rank, self.records.received)
         with self.lock:
             self._running = False
             self.scheduler.close()

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from ..scheduler import RunError
+from ..errors import RunError
 
 _STORES: list[tuple[Store, int, int]] = []
 """The job's store, once met: there is one for each process, as torchrun's is."""

@@ -13,7 +13,10 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..scheduler import Mailbox, RunError, Scheduler, Task
+from ..errors import RunError
+from ..mailbox import Mailbox
+from ..scheduler import Scheduler
+from ..tasks import Task
 
 Sent = Mapping[tuple[int, int], int]
 """Messages so far, from one node to another."""

@@ -1,0 +1,11 @@
+"""What ends a run."""
+
+from __future__ import annotations
+
+
+class RunError(Exception):
+    """A run that cannot go on. The text is one line for the user."""
+
+
+class RoleError(RunError):
+    """A role raised an exception, or awaited what no node offers."""

@@ -1,0 +1,59 @@
+"""Executor: what a scheduler leaves to its runtime."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..node import Node
+from ..suspensions import GradientRequest, Meet
+from .causes import Cause
+from .tasks import Task
+
+
+class Executor(ABC):
+    """What the scheduler leaves to a runtime."""
+
+    @abstractmethod
+    def request_gradient(self, task: Task, request: GradientRequest) -> None:
+        """Answer later with `Scheduler.resume(task, gradient)`, or never: the budget is spent.
+
+        The snapshot is to be copied if anything may change it before the gradient is there.
+        """
+
+    @abstractmethod
+    def sleep(self, task: Task, seconds: float) -> None: ...
+
+    @abstractmethod
+    def meet(self, task: Task, meet: Meet) -> None: ...
+
+    def buffer(self, like: Tensor) -> Tensor:
+        """A tensor like that one, its contents undefined, in memory that is good to send from."""
+        return torch.empty_like(like)
+
+    @abstractmethod
+    def next_round(self, task: Task) -> bool:
+        """Whether the worker may begin another round; if not it stays suspended."""
+
+    def cancelled(self, task: Task, request: GradientRequest) -> None:
+        """The gradient is not awaited any more."""
+
+    def waited(self, task: Task) -> None:
+        """The worker's own role suspends in anything but a gradient."""
+
+    def continued(self, task: Task) -> None:
+        """The worker's own role goes on."""
+
+    def resumed(self, task: Task, cause: Cause) -> None:
+        """A suspension is being answered (for the journal)."""
+
+    def noticed(self, node: Node, peer: int) -> None:
+        """The node has learnt that a peer departed (for the journal)."""
+
+    def watched(self, node: Node, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
+        """What to step in place of a coroutine that begins on the node: itself, or a wrapper."""
+        return coroutine

@@ -1,0 +1,50 @@
+"""Mailbox: what has arrived at a node and no role has taken."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from ..suspensions import Receive
+
+
+class Mailbox:
+    """Messages of one node that no role has taken yet, by type, in order of arrival."""
+
+    __slots__ = ("by_type", "counts")
+
+    def __init__(self) -> None:
+        self.by_type: dict[type, deque[tuple[int, Any, int]]] = {}
+        self.counts: dict[int, int] = {}
+
+    def put(self, source: int, message: Any) -> None:
+        sequence = self.counts.get(source, 0)
+        self.counts[source] = sequence + 1
+        queue = self.by_type.get(type(message))
+        if queue is None:
+            queue = self.by_type[type(message)] = deque()
+        queue.append((source, message, sequence))
+
+    def take(self, wanted: Receive[Any]) -> tuple[int, Any, int] | None:
+        queue = self.by_type.get(wanted.message_type)
+        if not queue:
+            return None
+        if wanted.source is None and wanted.tag is None:
+            return queue.popleft()
+        for index, (source, message, _) in enumerate(queue):
+            if wanted.accepts(source, message):
+                found = queue[index]
+                del queue[index]
+                return found
+        return None
+
+    def unread(self) -> list[tuple[int, Any]]:
+        return [(source, message) for q in self.by_type.values() for source, message, _ in q]
+
+    def discard(self, source: int) -> list[Any]:
+        """Take out, and return, what is here from one sender."""
+        found: list[Any] = []
+        for message_type, queue in self.by_type.items():
+            found += [message for sender, message, _ in queue if sender == source]
+            self.by_type[message_type] = deque(entry for entry in queue if entry[0] != source)
+        return found

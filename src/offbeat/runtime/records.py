@@ -1,0 +1,97 @@
+"""Records: what a host writes down of its nodes, for trace, journals and coordinator."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ..node import Node
+from ..trace import Trace
+from .causes import Cause
+from .journal import Journal
+
+
+class Records:
+    """Of one host. Under the host's lock.
+
+    Args:
+        folder: where each node's journal is kept; there is none if not given.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.trace = Trace()
+        self.began = time.monotonic_ns()
+        """Time 0 of the run on the monotonic clock, in nanoseconds."""
+        self.steps = self.computed = self.bytes_sent = 0
+        """Since the run began, or went back to a checkpoint; `computed` are gradients."""
+        self.sent: Counter[tuple[int, int]] = Counter()
+        self.received: Counter[tuple[int, int]] = Counter()
+        """Messages, by sender and receiver."""
+        self._folder = folder
+        self._journals: dict[int, Journal] = {}
+        self._waiting_since: dict[int, int] = {}
+
+    @property
+    def elapsed(self) -> int:
+        """Nanoseconds since the run began."""
+        return time.monotonic_ns() - self.began
+
+    def open(self, rank: int, machine: int, saved: bytes | None) -> None:
+        """Begin a node's journal, with the state beside it that the node goes on from."""
+        if self._folder is None:
+            return
+        path = self._folder / f"node-{rank}.journal"
+        self._journals[rank] = Journal(path, machine)
+        beside = path.with_suffix(".safetensors")
+        beside.unlink(missing_ok=True)
+        if saved is not None:
+            beside.write_bytes(saved)
+
+    def close(self) -> None:
+        """End the journals."""
+        for journal in self._journals.values():
+            journal.close()
+        self._journals.clear()
+
+    def reset(self) -> None:
+        """End the journals, and count from nothing; the trace goes on."""
+        self.close()
+        self._waiting_since.clear()
+        self.sent.clear()
+        self.received.clear()
+        self.steps = self.computed = self.bytes_sent = 0
+
+    def note(self, rank: int, task: int, cause: Cause, time: int | None = None) -> None:
+        """Write down in its journal why a task of that node goes on."""
+        journal = self._journals.get(rank)
+        if journal is not None:
+            journal.append(task, cause, self.elapsed if time is None else time)
+
+    def gradient(self, rank: int, began: int, loss: float) -> None:
+        self.computed += 1
+        self.trace.rows["gradients"].append((rank, began, self.elapsed, loss))
+
+    def step(self, node: Node, staleness: int, mixes: int) -> None:
+        self.steps += 1
+        row = (node.rank, self.elapsed, node.versions[0], staleness, mixes)
+        self.trace.rows["steps"].append(row)
+
+    def waits(self, rank: int) -> None:
+        self._waiting_since[rank] = self.elapsed
+
+    def waits_no_more(self, rank: int) -> None:
+        since = self._waiting_since.pop(rank, None)
+        if since is not None:
+            self.trace.rows["waits"].append((rank, since, self.elapsed))
+
+    def fault(self, rank: int, kind: int) -> None:
+        self.trace.rows["faults"].append((rank, self.elapsed, kind, 1.0))
+
+    def message(
+        self, source: int, to: int, message: Any, size: int, sent: int, outcome: int
+    ) -> None:
+        kind = self.trace.kind(type(message).__name__)
+        row = (source, to, kind, size, sent, sent, self.elapsed, outcome)
+        self.trace.rows["messages"].append(row)
