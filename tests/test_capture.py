@@ -3,7 +3,9 @@
 import functools
 import re
 import threading
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +49,7 @@ SETTINGS = {
     "LocalSGD": {"local_steps": 3},
     "PostLocalSGD": {"local_steps": 2},
 }
+PATIENCE = 60.0
 
 
 class Held(Simulation):
@@ -200,14 +203,17 @@ class Team:
         for rank, at in enumerate(self.world.hosts):
             node = self.world.node(rank, self.hosts[at], self.world.initial)
             self.hosts[at].add(node, saved.get(rank))
+        # Made in one thread: PyTorch's fork_rng can deadlock when two threads call it at once.
+        world = self.world
+        self.evaluators = [
+            SerialEvaluator(world.make_module(), world.problem.loss, world.data.train)
+            for _ in self.hosts
+        ]
         self.threads = [threading.Thread(target=self._compute, args=(host,)) for host in self.hosts]
 
     def each(self, act) -> None:
-        threads = [threading.Thread(target=act, args=(host,)) for host in self.hosts]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(len(self.hosts)) as pool:
+            list(pool.map(act, self.hosts))
 
     def __enter__(self):
         return self
@@ -217,9 +223,10 @@ class Team:
             host.finish()
         for thread in self.threads:
             if thread.is_alive():
-                thread.join()
+                thread.join(PATIENCE)
         self.each(lambda host: host.close(timeout=5.0))
-        assert not self.failures
+        if self.failures:
+            raise self.failures[0]
 
     def begin(self) -> None:
         for host in self.hosts:
@@ -229,16 +236,19 @@ class Team:
 
     def _compute(self, host: Host) -> None:
         torch.set_num_threads(1)  # It counts for this thread only.
-        world = self.world
-        evaluator = SerialEvaluator(world.make_module(), world.problem.loss, world.data.train)
-        while (asked := host.next_request()) is not None:
-            task, request = asked
-            job = world.job(task.node.rank, request)
-            evaluator.evaluate_unseeded(job)
-            host.fulfil(task, request, job.vector, job.loss, host.elapsed)
+        evaluator = self.evaluators[host.index]
+        try:
+            while (asked := host.next_request()) is not None:
+                task, request = asked
+                job = self.world.job(task.node.rank, request)
+                evaluator.evaluate_unseeded(job)
+                host.fulfil(task, request, job.vector, job.loss, host.elapsed)
+        except BaseException as error:
+            self.failures.append(error)
 
     def settle(self) -> None:
         """Wait until everyone is idle and every message has arrived."""
+        deadline = time.monotonic() + PATIENCE
         while not self.failures:
             self.ticked.wait(10.0)
             self.ticked.clear()
@@ -246,6 +256,9 @@ class Team:
                 seat.status = host.status()
             if quiet(self.seats, set()):
                 return
+            if time.monotonic() > deadline:
+                alive = [thread.is_alive() for thread in self.threads]
+                raise AssertionError(f"never quiet; computing {alive}: {self.seats}")
 
     def pause(self, at_round: int = 0) -> list[int]:
         """Hold every worker; the rounds that were paused at."""

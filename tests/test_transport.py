@@ -514,6 +514,24 @@ def test_a_host_number_is_used_once(hosts) -> None:
     assert_works([a, b])
 
 
+def test_one_who_dials_while_connect_looks_around_is_not_awaited_again(hosts, monkeypatch) -> None:
+    a, b = hosts(2, connect=False)
+    is_live = b.transport._mesh.is_live
+    dialling = threading.Thread(target=a.transport.connect, args=(addresses([a, b]), PATIENCE))
+
+    def look(host: int) -> bool:
+        seen = is_live(host)
+        if not dialling.ident and threading.current_thread() is threading.main_thread():
+            dialling.start()
+            b.wait(lambda: b.joined == [0])
+            dialling.join(PATIENCE)
+        return seen
+
+    monkeypatch.setattr(b.transport._mesh, "is_live", look)
+    b.transport.connect(addresses([a, b]), PATIENCE)
+    assert_works([a, b])
+
+
 def test_connect_names_the_host_it_cannot_reach(hosts, tmp_path: Path) -> None:
     one = hosts(2, connect=False)[1].transport
     with pytest.raises(ConnectionError, match=f"host 1 .* host 2 at unix:{tmp_path}/nobody"):

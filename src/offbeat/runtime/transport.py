@@ -149,9 +149,9 @@ class Transport:
         """
         self._forbid_in_thread("connect")
         deadline = time.monotonic() + timeout
+        # Read first: whoever joins from now on is connected, even if it is gone again by then.
+        joined_before = {host: self._mesh.joined[host] for host in addresses}
         wanted = [h for h in sorted(addresses) if h != self.host and not self._mesh.is_live(h)]
-        # One that joined and is gone again by now was connected all the same.
-        joined_before = {host: self._mesh.joined[host] for host in wanted}
         for host in wanted:
             if dial_all or host > self.host:
                 self._dial(host, addresses[host], deadline, patient=dial_all)
