@@ -114,7 +114,7 @@ def test_a_worker_joins_late_with_the_present_model(method: Method, tmp_path: Pa
 
 def test_a_killed_worker_comes_back_by_a_late_join(tmp_path: Path):
     faults = (Fault(kind="crash", rank=1, at=0.2), Fault(kind="join", rank=1, at=0.4))
-    planned = experiment(AsyncSGD(), 3, budget=Budget(seconds=8.0), faults=faults)
+    planned = experiment(AsyncSGD(), 3, budget=Budget(samples=160_000), faults=faults)
     run = run_processes(planned, tmp_path)
     assert run.error is None
     assert [("killed" in note, "joined" in note) for note in run.notes] == [

@@ -147,7 +147,7 @@ def test_the_number_of_ranks_must_be_that_of_the_processes(tmp_path: Path):
 
 
 def test_machines_with_other_experiments_are_refused_by_name(port: int, tmp_path: Path):
-    join = ["--method", "AllReduceSGD", *SMALL, "--join", f"127.0.0.1:{port}", "--patience", "20"]
+    join = ["--method", "AllReduceSGD", *SMALL, "--join", f"127.0.0.1:{port}", "--patience", "90"]
     coordinator = started(*join, "--out", "a", cwd=tmp_path)
     while not (tmp_path / "a").exists():
         assert coordinator.poll() is None
