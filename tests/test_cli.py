@@ -303,10 +303,10 @@ def test_methods_are_listed_by_family(capsys):
     out = capsys.readouterr().out
     assert all(name in out for name in METHODS)
     line = next(line for line in out.splitlines() if line.startswith("ADPSGD"))
-    assert line.split()[1:5] == ["worker,", "answer", "no", "yes"]
+    assert line.split()[1:7] == ["worker,", "answer", "no", "2.07", "any", "yes"]
 
 
-@pytest.mark.parametrize(("wide", "columns"), [(False, 4), (True, 5)])
+@pytest.mark.parametrize(("wide", "columns"), [(False, 5), (True, 7)])
 def test_methods_fit_the_terminal(wide, columns):
     table = methods_table(wide)
     assert len(table.columns) == columns

@@ -309,6 +309,10 @@ async def stops_talking(self, node):
         (fails("as taken at version 1;", step=claims_the_future), "staleness"),
         (fails("as taken at version -5", step=claims_the_past), "staleness"),
         (fails("applied no gradient", step=applies_nothing), "staleness"),
+        (
+            fails("its staleness_bound", AsyncSGD, staleness_bound=lambda self, workers: 2),
+            "staleness",
+        ),
         (fails("sent a Centre, which Broken.messages does not", step=floods), "messages"),
         (fails("unread on node", step=floods, messages=(Centre,)), "messages"),
         (fails("hold different parameters", step=alone), "agreement"),

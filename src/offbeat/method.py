@@ -110,6 +110,10 @@ class Method(ABC):
         """Whether servers live on the workers' hosts instead of hosts of their own."""
         return False
 
+    def staleness_bound(self, workers: int) -> int | None:
+        """The most steps that a gradient which is applied may have missed; None if any number."""
+        return 0 if self.synchronous else None
+
     def agreed(self, round: int) -> bool:
         """Whether all workers hold equal parameters at the end of that round."""
         return False

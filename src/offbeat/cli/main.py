@@ -23,7 +23,7 @@ COMMANDS = {
     "replay": ("commands", "Replay a real run in the simulator, and compare the parameters."),
     "report": ("report", "Write one HTML file that shows runs, comparisons or sweeps."),
     "export": ("export", "Write a run's trace for Perfetto, or as CSV tables."),
-    "methods": ("methods", "List the methods: papers, roles, and which survive a loss."),
+    "methods": ("methods", "List the methods: what each sends and guarantees, roles and papers."),
     "topologies": ("topologies", "Show what topologies cost and how fast they mix; draw them."),
     "problems": (
         "problems",

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..cluster import Cluster, Fault
+from ..cluster import Cluster, Exponential, Fault
 from ..experiment import Budget
 from ..messages import codec_of
 from ..method import Method
@@ -136,8 +136,10 @@ def check_solves_quadratic(method: Method, *, workers: int = 4, lr: float = 0.05
 
 
 def check_staleness(method: Method, *, workers: int = 4) -> None:
-    """Every gradient was taken at a version that there had been."""
-    steps = simulated(small_experiment(method, workers=workers)).trace.steps
+    """Every gradient was taken at a version that there had been, within the declared bound."""
+    slow = Cluster(workers=workers, compute=Exponential(), slow={workers - 1: 8.0})
+    steps = simulated(small_experiment(method, workers=workers, cluster=slow)).trace.steps
+    bound = method.staleness_bound(workers)
     name = type(method).__name__
     assert len(steps), f"{name} applied no gradient; call node.apply(gradient.vector, taken_at=...)"
     for row in steps:
@@ -145,6 +147,10 @@ def check_staleness(method: Method, *, workers: int = 4) -> None:
         assert 0 <= staleness <= version, (
             f"{name} on node {row['node']} applied a gradient to version {version} as taken at "
             f"version {version - staleness}; pass the version that came with the gradient"
+        )
+        assert bound is None or staleness <= bound, (
+            f"{name} on node {row['node']} applied a gradient that had missed {staleness} steps; "
+            f"its staleness_bound({workers}) is {bound}"
         )
 
 

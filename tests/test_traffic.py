@@ -1,0 +1,26 @@
+"""What methods send, against what their papers say."""
+
+import pytest
+
+from offbeat.methods import SGD, AllReduceSGD, AsyncSGD, LocalSGD, StochasticGradientPush, SyncSGD
+from offbeat.traffic import models_sent
+
+
+@pytest.mark.parametrize(
+    ("method", "workers", "models"),
+    [
+        (SGD(), 1, 0.0),
+        # 2 (n - 1) / n of the model: Patarasuk and Yuan 2009.
+        (AllReduceSGD(), 2, 1.0),
+        (AllReduceSGD(), 8, 1.75),
+        (LocalSGD(local_steps=8), 4, 1.5 / 8),
+        # A push and a pull.
+        (AsyncSGD(), 4, 2.0),
+        (SyncSGD(), 4, 2.0),
+        (StochasticGradientPush(), 4, 1.0),
+    ],
+    ids=str,
+)
+def test_what_is_sent_is_what_the_papers_count(method, workers, models):
+    # Headers and counters come on top.
+    assert models <= models_sent(method, workers, dimension=100_000) <= 1.005 * models
