@@ -45,7 +45,7 @@ def started(*options: str, cwd: Path, secret: str | None = SECRET, **environment
 
 
 def ended(job: subprocess.Popen[str]) -> tuple[int, str, str]:
-    output, errors = job.communicate(timeout=120)
+    output, errors = job.communicate(timeout=240)
     return job.returncode, output, errors
 
 
