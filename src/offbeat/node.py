@@ -241,6 +241,13 @@ class Node:
         if self.shared is not None:
             self.shared.count(self.rank)
 
+    def drop(self, gradients: int = 1) -> None:
+        """Make no step along that many gradients: their samples are spent all the same.
+
+        So the schedule of the learning rate ends with the budget, whatever is dropped.
+        """
+        self.samples += self._samples_per_gradient * gradients
+
     def _recount(self) -> None:
         """Take in the steps that other workers have made on parameters that all share."""
         if self.shared is not None:
@@ -258,15 +265,18 @@ class Node:
         message_type: type[M],
         source: int | None = None,
         tag: tuple[int, int] | None = None,
+        departures: bool = False,
     ) -> Receive[M]:
         """Await the next message of that type: `sender, message = await node.recv(Type)`.
 
-        `tag` takes only messages whose own `tag` equals it.
+        `tag` takes only messages whose own `tag` equals it. With `departures` whoever departs
+        meanwhile ends the wait: for a server that may be waiting for just that worker.
 
         Raises:
-            PeerLost: the named source has departed and has nothing left to be read.
+            PeerLost: the named source has departed and has nothing left to be read; or, with
+                `departures`, any peer has departed since.
         """
-        return Receive(message_type, source, tag)
+        return Receive(message_type, source, tag, departures)
 
     def poll(self, message_type: type[M], source: int | None = None) -> tuple[int, M] | None:
         """The same if one is already here, else None; never suspends."""

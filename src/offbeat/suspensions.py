@@ -114,6 +114,8 @@ class Receive(Suspension[tuple[int, M]]):
     message_type: type[M]
     source: int | None
     tag: tuple[int, int] | None
+    departures: bool = False
+    """Whether the departure of any peer ends it."""
 
     def accepts(self, source: int, message: Any) -> bool:
         return (self.source is None or self.source == source) and (

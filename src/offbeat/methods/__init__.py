@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from ..method import Method
+from .accumulated import AccumulatedAsyncSGD
 from .ad_psgd import ADPSGD
 from .all_reduce import AllReduceSGD, RingAllReduceSGD
 from .async_sgd import AsyncSGD
+from .backup_sync import BackupSyncSGD
 from .d_psgd import DPSGD
 from .dc_asgd import AdaptiveDelayCompensatedSGD, DelayCompensatedSGD
+from .delay_adaptive import DelayAdaptiveSGD
 from .diloco import StreamingDiLoCo
 from .dispatched_async_sgd import DispatchedAsyncSGD
 from .hogwild import Hogwild
 from .local_sgd import LocalSGD
 from .post_local_sgd import PostLocalSGD
+from .rennala import RennalaSGD
+from .ringmaster import RingmasterSGD
+from .round_robin import RoundRobinSGD
 from .sgd import SGD
 from .sgp import StochasticGradientPush
 from .slowmo import SlowMo
+from .softsync import SoftsyncSGD
 from .sparse_async_sgd import SparseAsyncSGD
+from .stale_synchronous import StaleSynchronousSGD
 from .sync_sgd import SyncSGD
 
 METHODS: dict[str, type[Method]] = {
@@ -26,7 +34,15 @@ METHODS: dict[str, type[Method]] = {
         AllReduceSGD,
         RingAllReduceSGD,
         SyncSGD,
+        BackupSyncSGD,
+        StaleSynchronousSGD,
         AsyncSGD,
+        RoundRobinSGD,
+        AccumulatedAsyncSGD,
+        SoftsyncSGD,
+        DelayAdaptiveSGD,
+        RennalaSGD,
+        RingmasterSGD,
         SparseAsyncSGD,
         DispatchedAsyncSGD,
         DelayCompensatedSGD,

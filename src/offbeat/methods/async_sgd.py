@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -47,9 +48,12 @@ class AsyncSGD(ServerMethod):
 
     async def step(self, node: Node) -> None:
         gradient = await node.gradient()
+        await self.exchange(node, gradient.vector, gradient.versions)
+
+    async def exchange(self, node: Node, gradient: Tensor, versions: Sequence[int]) -> None:
+        """Push a gradient (d,), taken at those versions of the shards, and pull parameters."""
         for shard in node.shards:
-            taken_at = gradient.versions[shard.index]
-            node.send(shard.server, Push(gradient.vector[shard.span], taken_at))
+            node.send(shard.server, Push(gradient[shard.span], versions[shard.index]))
         for shard in node.shards:
             _, pull = await node.recv(Pull, source=shard.server)
             node.load(pull.parameters, pull.version, shard)

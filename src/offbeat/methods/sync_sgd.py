@@ -37,7 +37,7 @@ class SyncSGD(ServerMethod):
 
     Roles: worker, server. Messages: Push, then Pull or Mean.
     Reference: Chen et al., "Revisiting Distributed Synchronous SGD", 2016.
-    Differences: no backup workers. The mean is added up in the order of `AllReduceSGD`, whose bits
+    Differences: backup workers are `BackupSyncSGD`'s. The mean is added up in the order of `AllReduceSGD`, whose bits
     one server gives.
     """
 

@@ -146,7 +146,7 @@ class Scheduler:
             node.departed.add(peer)
             self.executor.noticed(node, peer)
         for task in list(self._receivers[rank]):
-            if task.waiting.source == peer:
+            if task.waiting.source == peer or task.waiting.departures:
                 self._receivers[rank].remove(task)
                 self.resume(task, error=PeerLost(peer), cause=Cause(Kind.LOST, peer))
 
