@@ -6,10 +6,12 @@ from ..method import Method
 from .ad_psgd import ADPSGD
 from .all_reduce import AllReduceSGD, RingAllReduceSGD
 from .async_sgd import AsyncSGD
+from .bmuf import BMUF
 from .d_psgd import DPSGD
 from .dc_asgd import AdaptiveDelayCompensatedSGD, DelayCompensatedSGD
-from .diloco import StreamingDiLoCo
+from .diloco import DiLoCo, StreamingDiLoCo
 from .dispatched_async_sgd import DispatchedAsyncSGD
+from .easgd import ElasticAveragingSGD
 from .hogwild import Hogwild
 from .local_sgd import LocalSGD
 from .post_local_sgd import PostLocalSGD
@@ -38,7 +40,10 @@ METHODS: dict[str, type[Method]] = {
         LocalSGD,
         PostLocalSGD,
         SlowMo,
+        BMUF,
+        DiLoCo,
         StreamingDiLoCo,
+        ElasticAveragingSGD,
     )
 }
 
