@@ -16,12 +16,14 @@ from offbeat.messages import MessageError, message
 from offbeat.method import Method, ServerMethod
 from offbeat.methods import (
     ADPSGD,
+    BMUF,
     DPSGD,
     METHODS,
     AllReduceSGD,
     AsyncSGD,
     DelayCompensatedSGD,
     DispatchedAsyncSGD,
+    ElasticAveragingSGD,
     LocalSGD,
     PostLocalSGD,
     SlowMo,
@@ -52,8 +54,10 @@ VARIANTS = {
     ),
     "SlowMo over push": SlowMo(inner=StochasticGradientPush(topology=Exponential()), period=5),
     "SlowMo over all-reduce": SlowMo(inner=AllReduceSGD(), period=3, alpha=0.9),
-    "DiLoCo": StreamingDiLoCo(fragments=1, overlap=0, mixing=0.0, local_steps=5),
+    "one fragment": StreamingDiLoCo(fragments=1, overlap=0, mixing=0.0, local_steps=5),
     "four fragments": StreamingDiLoCo(fragments=4, overlap=3, local_steps=8),
+    "Nesterov block momentum": BMUF(local_steps=5, variant="nesterov"),
+    "center on two servers": ElasticAveragingSGD(servers=2, local_steps=3),
 }
 every_variant = pytest.mark.parametrize("method", VARIANTS.values(), ids=VARIANTS.keys())
 
@@ -104,11 +108,11 @@ def test_the_loss_of_workers_is_survived_or_reported(method):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_staleness_is_zero_in_synchronous_methods_and_only_there(name):
+def test_staleness_is_zero_where_it_is_bound_to_be_and_only_there(name):
     method = METHODS[name]()
     run = simulated(small_experiment(method, workers=4))
-    fresh_only = name in ("BackupSyncSGD", "RennalaSGD")  # They drop all others.
-    if method.synchronous or fresh_only or not (method.server_count or method.shares_parameters):
+    at_servers = method.family == "parameter server"  # Elsewhere servers make no gradient steps.
+    if method.staleness_bound(4) == 0 or not (at_servers or method.shares_parameters):
         assert run.staleness.max() == 0
     else:
         assert run.staleness.max() > 0
@@ -117,7 +121,7 @@ def test_staleness_is_zero_in_synchronous_methods_and_only_there(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_only_averaging_beside_a_gradient_changes_parameters_under_a_gradient(name):
     steps = simulated(small_experiment(METHODS[name](), workers=4)).trace.steps
-    assert (steps["mixes"].max() > 0) == (name in ("ADPSGD", "DPSGD"))
+    assert (steps["mixes"].max() > 0) == (name in ("ADPSGD", "DPSGD", "ElasticAveragingSGD"))
 
 
 @pytest.mark.parametrize("name", METHODS)

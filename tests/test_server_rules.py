@@ -222,9 +222,7 @@ def test_weights_are_seen_by_an_optimizer_that_does_not_see_a_gradient_s_size():
     def run(rule):
         method = AccumulatedAsyncSGD(global_accumulation=1, rule=rule)
         adam = functools.partial(torch.optim.Adam, lr=1e-3)
-        return simulated(
-            small_experiment(method, cluster=free(4), steps=5, optimizer=adam)
-        ).vector
+        return simulated(small_experiment(method, cluster=free(4), steps=5, optimizer=adam)).vector
 
     # Each of Adam's first steps is about lr long; of 20, all but the first few weigh 1/3.
     whole, scaled = run(ConstantWeight()).abs().max(), run(InverseStaleness()).abs().max()

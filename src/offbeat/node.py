@@ -211,9 +211,13 @@ class Node:
         if version is not None:
             self.versions[part.index if isinstance(part, Shard) else 0] = version
 
-    def mix(self, *, scale: float = 1.0, add: Tensor | None = None) -> None:
-        """x <- scale * x + add: an averaging with others, which is no optimizer step."""
+    def mix(
+        self, *, scale: float = 1.0, add: Tensor | None = None, part: Shard | slice | None = None
+    ) -> None:
+        """x, or a part of it, <- scale * x + add: an averaging with others, no optimizer step."""
         x = self.parameters
+        if part is not None:
+            x = x[part.span if isinstance(part, Shard) else part]
         if add is not None:
             # One pass: x is large, and read and written at the speed of memory.
             torch.add(add, x, alpha=scale, out=x)

@@ -8,11 +8,13 @@ from .ad_psgd import ADPSGD
 from .all_reduce import AllReduceSGD, RingAllReduceSGD
 from .async_sgd import AsyncSGD
 from .backup_sync import BackupSyncSGD
+from .bmuf import BMUF
 from .d_psgd import DPSGD
 from .dc_asgd import AdaptiveDelayCompensatedSGD, DelayCompensatedSGD
 from .delay_adaptive import DelayAdaptiveSGD
-from .diloco import StreamingDiLoCo
+from .diloco import DiLoCo, StreamingDiLoCo
 from .dispatched_async_sgd import DispatchedAsyncSGD
+from .easgd import ElasticAveragingSGD
 from .hogwild import Hogwild
 from .local_sgd import LocalSGD
 from .post_local_sgd import PostLocalSGD
@@ -54,7 +56,10 @@ METHODS: dict[str, type[Method]] = {
         LocalSGD,
         PostLocalSGD,
         SlowMo,
+        BMUF,
+        DiLoCo,
         StreamingDiLoCo,
+        ElasticAveragingSGD,
     )
 }
 

@@ -51,6 +51,9 @@ class BackupSyncSGD(AsyncSGD):
                 "their steps of different workers' gradients"
             )
 
+    def staleness_bound(self, workers: int) -> int | None:
+        return 0
+
     async def serve(self, node: Node) -> None:
         pushes = node.state(Arrived).pushes
         try:

@@ -1,4 +1,4 @@
-"""Streaming DiLoCo."""
+"""DiLoCo, and its streaming kind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,54 @@ from torch import Tensor
 
 from ..method import Method
 from ..node import Node
+from ..parameters import OuterOptimizer
 from ..suspensions import Started
+from .local_sgd import LocalSGD
+
+
+def nesterov(node: Node, name: str, start: Tensor, lr: float, momentum: float) -> OuterOptimizer:
+    """m <- mu m + Delta;  theta <- theta - lr (Delta + mu m), all (d,); plain SGD if mu is 0."""
+    return node.outer(name, start, torch.optim.SGD, lr=lr, momentum=momentum, nesterov=momentum > 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiLoCo(LocalSGD):
+    """DiLoCo: local steps; every H of them an outer Nesterov step on the mean change.
+
+    Delta = mean_i (theta - x_i);  m <- mu m + Delta;  theta <- theta - lr (Delta + mu m)
+
+    theta is where all workers begin their local steps. lr = 1 and mu = 0 is Local SGD, and with
+    H = 1 data-parallel SGD.
+
+    Args:
+        local_steps: H.
+        outer_lr: of the outer Nesterov SGD.
+        outer_momentum: mu of the outer Nesterov SGD.
+
+    Roles: worker. Messages: the collective's own.
+    Reference: Douillard et al., "DiLoCo: Distributed Low-Communication Training of Language
+    Models", 2023, algorithm 1.
+    Differences: the paper's inner optimizer is AdamW and its H 500; here both are settings. The
+    inner optimizer's buffers stay with their worker, as in the paper, and are not reset.
+    """
+
+    local_steps: int = 16
+    outer_lr: float = 0.7
+    outer_momentum: float = 0.9
+
+    serial: ClassVar[dict[str, Any] | None] = {"local_steps": 1_000_000}
+
+    async def step(self, node: Node) -> None:
+        self._outer(node)  # Made of the parameters before the first step.
+        await super().step(node)
+
+    async def synchronize(self, node: Node) -> None:
+        outer = self._outer(node)
+        change = outer.parameters - node.parameters
+        node.load(outer.step(await node.all_reduce(change)))
+
+    def _outer(self, node: Node) -> OuterOptimizer:
+        return nesterov(node, "theta", node.parameters, self.outer_lr, self.outer_momentum)
 
 
 @dataclass
@@ -28,7 +75,8 @@ class StreamingDiLoCo(Method):
     tau steps later:  theta_p <- Nesterov(theta_p, mean Delta_p);  x_p <- a x_p + (1 - a) theta_p
 
     theta_p is the fragment as all workers last agreed on it. The mean travels while the workers go
-    on, one collective per fragment, several at once. One fragment with tau = 0 and a = 0 is DiLoCo.
+    on, one collective per fragment, several at once. One fragment with tau = 0 and a = 0 is
+    `DiLoCo`.
 
     Args:
         local_steps: H, steps between two synchronizations of the same fragment.
@@ -40,7 +88,7 @@ class StreamingDiLoCo(Method):
 
     Roles: worker. Messages: the collective's own.
     Reference: Douillard et al., "Streaming DiLoCo with overlapping communication", 2025,
-    algorithm 2; DiLoCo: Douillard et al., 2023.
+    algorithm 2.
     Differences: fragments are consecutive tensors, not strided layers; no 4-bit quantization.
     """
 
@@ -79,13 +127,8 @@ class StreamingDiLoCo(Method):
     async def step(self, node: Node) -> None:
         spans = node.layout.split_spans(self.fragments)
         outers = [
-            node.outer(
-                f"fragment {p}",
-                node.parameters[span],
-                torch.optim.SGD,
-                lr=self.outer_lr,
-                momentum=self.outer_momentum,
-                nesterov=self.outer_momentum > 0,
+            nesterov(
+                node, f"fragment {p}", node.parameters[span], self.outer_lr, self.outer_momentum
             )
             for p, span in enumerate(spans)
         ]

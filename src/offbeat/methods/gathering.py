@@ -72,6 +72,9 @@ class GatheringSGD(AsyncSGD):
         """How many of a worker's gradients a push is the mean of."""
         return 1
 
+    def staleness_bound(self, workers: int) -> int | None:
+        return self.rule_of().bound
+
     def validate(self, workers: int) -> None:
         super().validate(workers)
         self.rule_of().validate()

@@ -35,7 +35,11 @@ class LocalSGD(Method):
         gradient = await node.gradient()
         node.apply(gradient.vector, taken_at=gradient.version)
         if self.agreed(node.round):
-            node.load(await node.all_reduce(node.parameters))
+            await self.synchronize(node)
+
+    async def synchronize(self, node: Node) -> None:
+        """What follows a worker's H-th step: the averaging."""
+        node.load(await node.all_reduce(node.parameters))
 
     def agreed(self, round: int) -> bool:
         return (round + 1) % self.local_steps == 0

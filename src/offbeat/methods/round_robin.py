@@ -29,6 +29,9 @@ class RoundRobinSGD(AsyncSGD):
     Differences: the learning rate is that of the schedule.
     """
 
+    def staleness_bound(self, workers: int) -> int | None:
+        return workers - 1
+
     async def serve(self, node: Node) -> None:
         turn = node.state(Turn)
         with contextlib.suppress(PeerLost):

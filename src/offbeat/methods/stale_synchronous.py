@@ -59,6 +59,10 @@ class StaleSynchronousSGD(AsyncSGD):
         if self.bound is not None and self.bound < 0:
             raise ValueError(f"bound is {self.bound}; it must not be negative")
 
+    def staleness_bound(self, workers: int) -> int | None:
+        """Between a worker's pull and its push, each other goes from clock c - s to c + s + 1."""
+        return None if self.bound is None else (2 * self.bound + 1) * (workers - 1)
+
     async def serve(self, node: Node) -> None:
         clocks = node.state(Clocks)
         try:

@@ -18,6 +18,11 @@ class StalenessRule(ABC):
     def weight(self, staleness: int, workers: int) -> float:
         """From 0, which drops the gradient, to 1."""
 
+    @property
+    def bound(self) -> int | None:
+        """The greatest staleness that is applied; None if any is."""
+        return None
+
     def validate(self) -> None:
         """Raise ValueError, in one line, if its settings make no sense."""
 
@@ -53,6 +58,10 @@ class DropBeyond(StalenessRule):
 
     def weight(self, staleness: int, workers: int) -> float:
         return 1.0 if staleness <= self.limit else 0.0
+
+    @property
+    def bound(self) -> int | None:
+        return self.limit
 
     def validate(self) -> None:
         if self.limit < 0:

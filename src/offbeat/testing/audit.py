@@ -112,12 +112,12 @@ def check_ledger(
 def audited(
     method: Method, ledger: Ledger, cluster: Cluster, *, seed: int = 0, steps: int = 12
 ) -> AuditedSimulation:
-    """A simulation of `Quadratic` in which every worker starts elsewhere."""
+    """A simulation of `Quadratic` in which every node starts elsewhere."""
     experiment = small_experiment(
         method, workers=cluster.workers, steps=steps, lr=0.1, seed=seed, cluster=cluster
     )
     generator = torch.Generator().manual_seed(seed)
-    shape = (cluster.workers, Quadratic().dimension)
+    shape = (cluster.workers + method.server_count, Quadratic().dimension)
     starts = torch.randn(shape, generator=generator, dtype=torch.float64)
     return AuditedSimulation(experiment, ledger, initial=lambda rank: starts[rank])
 
