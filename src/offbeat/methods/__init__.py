@@ -9,6 +9,7 @@ from .all_reduce import AllReduceSGD, RingAllReduceSGD
 from .async_sgd import AsyncSGD
 from .backup_sync import BackupSyncSGD
 from .d_psgd import DPSGD
+from .dana import DANA
 from .dc_asgd import AdaptiveDelayCompensatedSGD, DelayCompensatedSGD
 from .delay_adaptive import DelayAdaptiveSGD
 from .diloco import StreamingDiLoCo
@@ -47,6 +48,7 @@ METHODS: dict[str, type[Method]] = {
         DispatchedAsyncSGD,
         DelayCompensatedSGD,
         AdaptiveDelayCompensatedSGD,
+        DANA,
         Hogwild,
         DPSGD,
         ADPSGD,
