@@ -30,7 +30,7 @@ from offbeat.topology import OnePeerExponential
 OF_THE_LOOP = {
     name: method
     for name, method in METHODS.items()
-    if not method.chooses_samples and not method.shares_parameters
+    if not (method.chooses_samples or method.shares_parameters or method.unequal_rounds)
 }
 
 

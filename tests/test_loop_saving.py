@@ -17,7 +17,11 @@ from offbeat.methods import METHODS, SGD
 from offbeat.runtime.errors import RunError
 from offbeat.runtime.loop import distribute
 
-IN_LOOPS = [m for m in METHODS.values() if not m.chooses_samples and not m.shares_parameters]
+IN_LOOPS = [
+    method
+    for method in METHODS.values()
+    if not (method.chooses_samples or method.shares_parameters or method.unequal_rounds)
+]
 STEPS = 20
 SAVED_AT = (7, 10)
 """In the middle of periods, with DiLoCo's fragments on their way; right after a change of rate."""

@@ -69,6 +69,9 @@ class Method(ABC):
     """The other workers go on when one departs, and late ones are let in."""
     chooses_samples: ClassVar[bool] = False
     """It says which samples a gradient is of, and so cannot run in a user's own loop."""
+    unequal_rounds: ClassVar[bool] = False
+    """A worker may need others that have made more rounds than itself; so it cannot run in a
+    user's own loop, whose ranks make equally many and then meet."""
     shares_parameters: ClassVar[bool] = False
     """All workers change one vector in the memory of one machine, without locks; so it cannot run
     on several machines or in a user's own loop, is not replayed, and conserves nothing."""

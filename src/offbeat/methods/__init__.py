@@ -10,6 +10,7 @@ from .async_sgd import AsyncSGD
 from .backup_sync import BackupSyncSGD
 from .bmuf import BMUF
 from .d_psgd import DPSGD
+from .dana import DANA
 from .dc_asgd import AdaptiveDelayCompensatedSGD, DelayCompensatedSGD
 from .delay_adaptive import DelayAdaptiveSGD
 from .diloco import DiLoCo, StreamingDiLoCo
@@ -49,6 +50,7 @@ METHODS: dict[str, type[Method]] = {
         DispatchedAsyncSGD,
         DelayCompensatedSGD,
         AdaptiveDelayCompensatedSGD,
+        DANA,
         Hogwild,
         DPSGD,
         ADPSGD,

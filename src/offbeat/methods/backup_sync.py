@@ -37,6 +37,7 @@ class BackupSyncSGD(AsyncSGD):
     backups: int = 1
 
     serial: ClassVar[dict[str, Any] | None] = {"backups": 0}
+    unequal_rounds: ClassVar[bool] = True
 
     def validate(self, workers: int) -> None:
         super().validate(workers)

@@ -37,8 +37,8 @@ class SyncSGD(ServerMethod):
 
     Roles: worker, server. Messages: Push, then Pull or Mean.
     Reference: Chen et al., "Revisiting Distributed Synchronous SGD", 2016.
-    Differences: backup workers are `BackupSyncSGD`'s. The mean is added up in the order of `AllReduceSGD`, whose bits
-    one server gives.
+    Differences: backup workers are `BackupSyncSGD`'s. The mean is added up in the order of
+    `AllReduceSGD`, whose bits one server gives.
     """
 
     returns: Literal["parameters", "gradient"] = "parameters"

@@ -29,6 +29,11 @@ def require_possible(method: Method, ranks: int) -> None:
             f"{name} chooses the samples of each gradient, which the user's "
             "own loop does itself; use a method that leaves them to the loop"
         )
+    if method.unequal_rounds:
+        raise ValueError(
+            f"{name} lets slow workers make fewer rounds than fast ones, and the ranks of a user's "
+            "own loop make equally many; run it with offbeat.run"
+        )
     if method.shares_parameters:
         raise ValueError(
             f"{name} changes one vector in the memory of all workers, which a user's own loop "
