@@ -10,9 +10,12 @@ from .d_psgd import DPSGD
 from .dc_asgd import AdaptiveDelayCompensatedSGD, DelayCompensatedSGD
 from .diloco import StreamingDiLoCo
 from .dispatched_async_sgd import DispatchedAsyncSGD
+from .gradient_tracking import GradientTracking
 from .hogwild import Hogwild
 from .local_sgd import LocalSGD
+from .noloco import NoLoCo
 from .post_local_sgd import PostLocalSGD
+from .relay_sgd import RelaySGD
 from .sgd import SGD
 from .sgp import StochasticGradientPush
 from .slowmo import SlowMo
@@ -33,12 +36,15 @@ METHODS: dict[str, type[Method]] = {
         AdaptiveDelayCompensatedSGD,
         Hogwild,
         DPSGD,
+        GradientTracking,
+        RelaySGD,
         ADPSGD,
         StochasticGradientPush,
         LocalSGD,
         PostLocalSGD,
         SlowMo,
         StreamingDiLoCo,
+        NoLoCo,
     )
 }
 
