@@ -26,8 +26,10 @@ from offbeat.methods import (
     DelayCompensatedSGD,
     DispatchedAsyncSGD,
     ElasticAveragingSGD,
+    GradientTracking,
     LocalSGD,
     PostLocalSGD,
+    RelaySGD,
     RennalaSGD,
     RoundRobinSGD,
     SlowMo,
@@ -39,7 +41,7 @@ from offbeat.methods import (
 )
 from offbeat.methods.async_sgd import Pull, Push
 from offbeat.testing import check_method, fingerprint, simulated, small_experiment
-from offbeat.topology import Complete, Exponential, Graph, Topology
+from offbeat.topology import Complete, Exponential, Graph, Line, Topology
 
 VARIANTS = {
     **{name: method() for name, method in METHODS.items()},
@@ -66,6 +68,12 @@ VARIANTS = {
         topology=Graph(edges=((0, 1), (0, 2), (0, 3), (1, 2), (2, 3), (3, 0)), directed=True)
     ),
     "SlowMo over push": SlowMo(inner=StochasticGradientPush(topology=Exponential()), period=5),
+    "overlapping push": StochasticGradientPush(
+        topology=Graph(edges=((0, 1), (0, 2), (1, 2), (2, 3), (3, 0)), directed=True), overlap=1
+    ),
+    "SlowMo over overlapping push": SlowMo(inner=StochasticGradientPush(overlap=3), period=5),
+    "SlowMo over gradient tracking": SlowMo(inner=GradientTracking(), period=5),
+    "SlowMo over relays": SlowMo(inner=RelaySGD(topology=Line()), period=5),
     "SlowMo over all-reduce": SlowMo(inner=AllReduceSGD(), period=3, alpha=0.9),
     "one fragment": StreamingDiLoCo(fragments=1, overlap=0, mixing=0.0, local_steps=5),
     "four fragments": StreamingDiLoCo(fragments=4, overlap=3, local_steps=8),
@@ -134,7 +142,8 @@ def test_staleness_is_zero_where_it_is_bound_to_be_and_only_there(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_only_averaging_beside_a_gradient_changes_parameters_under_a_gradient(name):
     steps = simulated(small_experiment(METHODS[name](), workers=4)).trace.steps
-    assert (steps["mixes"].max() > 0) == (name in ("ADPSGD", "DPSGD", "ElasticAveragingSGD"))
+    averaging = ("ADPSGD", "DPSGD", "ElasticAveragingSGD", "GradientTracking")
+    assert (steps["mixes"].max() > 0) == (name in averaging)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -407,6 +407,19 @@ def test_slow_momentum_of_one_worker_without_momentum_is_lookahead(alpha):
     close(run.vector, slow)
 
 
+def test_slow_momentum_over_d_psgd_averages_what_the_ring_left_apart():
+    run, gradient = run_of(SlowMo(inner=DPSGD(), period=6, alpha=0.9, beta=0.6))
+    W = torch.from_numpy(mixing_matrix(Ring(), 4))
+    start = change = torch.zeros(8, dtype=torch.double)
+    for block in range(4):
+        x = start.repeat(4, 1)
+        for step in range(6 * block, 6 * block + 6):
+            x = W @ x - 0.05 * torch.stack([gradient(x[rank], rank, step) for rank in range(4)])
+        change = 0.6 * change + (x.mean(dim=0) - start)
+        start = start + 0.9 * change
+    close(run.vector, start)
+
+
 def test_slow_momentum_does_not_depend_on_the_unit_of_the_learning_rate():
     start, end = torch.randn(2, 5, dtype=torch.double)
     u = torch.zeros(5, dtype=torch.double)

@@ -121,6 +121,10 @@ class Method(ABC):
         """Whether all workers hold equal parameters at the end of that round."""
         return False
 
+    async def settle(self, node: Node) -> None:
+        """Take in what others have sent in rounds that are over, before all parameters are averaged
+        (for methods that wrap this one). By default nothing is under way between two rounds."""
+
     def restart(self, node: Node, x: Tensor) -> None:
         """Go on from parameters that are common to all workers (for methods that wrap this one)."""
         node.load(x)

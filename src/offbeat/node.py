@@ -147,11 +147,12 @@ class Node:
         self._recount()
         return min(self.versions)
 
-    def is_live(self, rank: int) -> bool:
-        """Whether that node takes part in this round, as far as is known here."""
+    def is_live(self, rank: int, round: int | None = None) -> bool:
+        """Whether that node takes part in that round, by default this, as far as is known here."""
+        round = self.round if round is None else round
         if rank in self.departed:
-            return self.round < self.rounds_of.get(rank, 0)
-        return self.first_round.get(rank, 0) <= self.round
+            return round < self.rounds_of.get(rank, 0)
+        return self.first_round.get(rank, 0) <= round
 
     def peers(self, topology: Topology) -> Neighbors:
         """Live neighbours in this round and the weights they are given (they sum to one)."""

@@ -16,9 +16,12 @@ from .delay_adaptive import DelayAdaptiveSGD
 from .diloco import DiLoCo, StreamingDiLoCo
 from .dispatched_async_sgd import DispatchedAsyncSGD
 from .easgd import ElasticAveragingSGD
+from .gradient_tracking import GradientTracking
 from .hogwild import Hogwild
 from .local_sgd import LocalSGD
+from .noloco import NoLoCo
 from .post_local_sgd import PostLocalSGD
+from .relay_sgd import RelaySGD
 from .rennala import RennalaSGD
 from .ringmaster import RingmasterSGD
 from .round_robin import RoundRobinSGD
@@ -53,6 +56,8 @@ METHODS: dict[str, type[Method]] = {
         DANA,
         Hogwild,
         DPSGD,
+        GradientTracking,
+        RelaySGD,
         ADPSGD,
         StochasticGradientPush,
         LocalSGD,
@@ -62,6 +67,7 @@ METHODS: dict[str, type[Method]] = {
         DiLoCo,
         StreamingDiLoCo,
         ElasticAveragingSGD,
+        NoLoCo,
     )
 }
 

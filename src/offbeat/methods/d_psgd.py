@@ -48,9 +48,9 @@ class DPSGD(Method):
             try:
                 require_doubly_stochastic(mixing_matrix(self.topology, workers, round))
             except ValueError as error:
-                name = type(self.topology).__name__
+                method, name = type(self).__name__, type(self.topology).__name__
                 raise ValueError(
-                    f"DPSGD needs a doubly stochastic mixing matrix, and {name} of {workers} "
+                    f"{method} needs a doubly stochastic mixing matrix, and {name} of {workers} "
                     f"workers has none: {error}"
                 ) from error
 

@@ -28,9 +28,12 @@ class Share:
 
 @dataclass
 class PushSum:
-    """The push-sum weight w: over all workers and messages in flight, the w sum to n."""
+    """What a worker has of push-sum, and what is due to it."""
 
     weight: float = 1.0
+    """w: over all workers and messages in flight, the w sum to n."""
+    owed: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    """Round and sender of the shares that have not been added, oldest first."""
 
 
 def _held(node: Node) -> Tensor:
@@ -51,20 +54,26 @@ class StochasticGradientPush(Method):
 
     x_i <- x_i - lr * g_i(z_i);  x_i <- sum_j p_ij x_j;  w_i <- sum_j p_ij w_j;  z_i = x_i / w_i
 
+    With overlap (tau-OSGP) a worker sends its shares and goes on. At the end of each round it adds
+    those that are here, and waits only for shares that were sent tau rounds before. A share's x and
+    w are added together, so z is no less unbiased; what is under way is missing from both.
+
     Args:
         topology: directed, possibly time-varying; column j of P is j's equal shares.
+        overlap: tau, rounds that a share may be under way without anybody waiting for it; 0 is SGP.
 
     Roles: worker. Messages: Share.
     Reference: Assran et al., "Stochastic Gradient Push for Distributed Deep Learning", ICML 2019,
-    algorithm 1.
-    Differences: weight decay and other terms in x of the inner optimizer act on x, not z; the two
-    are equal on regular graphs. Those whom departures leave may send to others without being sent
-    anything, so that their w falls towards 0 and the step lr / w of z grows without bound. From the
-    first departure on, a worker with w < 1 therefore steps by lr w, and one with w below 1/1024
-    sends shares of nothing.
+    algorithm 1 and Overlap SGP.
+    Differences: with overlap, too, shares are sent at every round. Weight decay and other terms in
+    x of the inner optimizer act on x, not z; the two are equal on regular graphs without overlap.
+    Those whom departures leave may send to others without being sent anything, so that their w
+    falls towards 0 and the step lr / w of z grows without bound. From the first departure on, a
+    worker with w < 1 therefore steps by lr w, and one with w below 1/1024 sends shares of nothing.
     """
 
     topology: Topology = field(default_factory=OnePeerExponential)
+    overlap: int = 0
 
     family: ClassVar[str] = "decentralized"
     messages: ClassVar[tuple[type, ...]] = (Share,)
@@ -72,6 +81,11 @@ class StochasticGradientPush(Method):
     survives_loss: ClassVar[bool] = True
     serial: ClassVar[dict[str, Any] | None] = {"topology": OnePeerExponential()}
     ledger: ClassVar[Ledger | None] = Ledger(held=_held, carried=_carried)
+
+    def validate(self, workers: int) -> None:
+        super().validate(workers)
+        if self.overlap < 0:
+            raise ValueError(f"overlap is {self.overlap}; it must not be negative")
 
     async def step(self, node: Node) -> None:
         push_sum = node.state(PushSum)
@@ -87,13 +101,33 @@ class StochasticGradientPush(Method):
         kept = 1.0 if drained else peers.self_weight
         node.mix(scale=kept)
         push_sum.weight *= kept
-        for peer in peers.into:
-            try:
-                _, received = await node.recv(Share, source=peer)
-            except PeerLost:
-                continue  # Its share is lost with it.
-            node.mix(add=received.parameters)
-            push_sum.weight += received.weight
+        push_sum.owed += [(node.round, peer) for peer in peers.into]
+        await self._add_shares(node, due=node.round - self.overlap)
+
+    async def _add_shares(self, node: Node, due: int) -> None:
+        """Add the shares that are here, after waiting for those of rounds up to `due`."""
+        push_sum = node.state(PushSum)
+        late: list[tuple[int, int]] = []
+        for round, peer in push_sum.owed:
+            if peer not in node.departed and not node.is_live(peer, round):
+                continue  # It was lost with an earlier life of its sender.
+            if round <= due:
+                try:
+                    found = await node.recv(Share, source=peer)
+                except PeerLost:
+                    continue  # It is lost with its sender.
+            else:
+                # Shares of one sender stay in order: this is the oldest that is owed.
+                found = node.poll(Share, source=peer)
+            if found is None:
+                late.append((round, peer))
+                continue
+            node.mix(add=found[1].parameters)
+            push_sum.weight += found[1].weight
+        push_sum.owed = late
+
+    async def settle(self, node: Node) -> None:
+        await self._add_shares(node, due=node.round)
 
     def model(self, nodes: Sequence[Holder]) -> Tensor:
         """sum x / sum w."""

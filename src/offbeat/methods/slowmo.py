@@ -92,6 +92,7 @@ class SlowMo(Method):
         await self.inner.step(node)
         if (node.round + 1) % self.period:
             return
+        await self.inner.settle(node)
         mean = node.parameters
         if not self.inner.agreed(node.round):
             mean = await node.all_reduce(mean)
