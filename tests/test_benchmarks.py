@@ -93,6 +93,7 @@ def test_real_runs_quickly(
         ("straggler", ["--out", "no/such.json"], "there is no folder no; make it first"),
         ("chaos", ["--parts", "--out", "no/such.json"], "there is no folder no; make it first"),
         ("hogwild", ["--quick", "--rounds", "0"], "'0' is no number of rounds"),
+        ("optimizers", ["--quick", "--rounds", "0"], "'0' is no number of rounds"),
         ("simulator", ["--quick", "--repeats", "0"], "'0' is no number of rounds"),
         ("real", ["means"], "invalid choice: 'means'"),
     ],
@@ -267,6 +268,33 @@ def test_transport_runs_quickly(tmp_path: Path, capsys: pytest.CaptureFixture[st
             for kind in ("copied", "in slot"):
                 came, was_read, answered = found[kind]
                 assert 0 < came < was_read < answered
+
+
+def test_optimizers_have_the_shapes_of_a_resnet_50():
+    shapes = list(importlib.import_module("optimizers").resnet50_shapes())
+    assert len(shapes) == 161
+    assert sum(math.prod(shape) for shape in shapes) == 25_557_032
+
+
+def test_optimizers_run_quickly_without_timm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(sys.modules, "timm.optim.lamb", None)
+    figures = figures_of("optimizers", ["--quick"], tmp_path)
+    assert list(figures["medians"]) == ["LARS", "LAMB", "torch.optim.SGD", "torch.optim.AdamW"]
+    assert all(value > 0 for value in figures["medians"].values())
+    assert figures["ratios"] == []
+    assert "timm is not installed: left out" in capsys.readouterr().out
+
+
+def test_optimizers_run_quickly_beside_timm(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("timm", reason="timm is not installed")
+    figures = figures_of("optimizers", ["--quick"], tmp_path)
+    whats = ["LARS / the faster timm Lars", "LAMB / the faster timm Lamb"]
+    assert [ratio["what"] for ratio in figures["ratios"]] == whats
+    assert len(figures["medians"]) == 8
+    printed = capsys.readouterr().out
+    assert all(f"{what}: " in printed for what in whats)
 
 
 def test_simulator_runs_quickly(capsys: pytest.CaptureFixture[str]):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import offbeat.optim
 from offbeat.cluster import Cluster
 from offbeat.encoding import EncodingError, encode
 from offbeat.experiment import Budget, Experiment
@@ -27,6 +28,7 @@ from offbeat.methods import (
     SyncSGD,
 )
 from offbeat.node import Node
+from offbeat.optim import Delayed, NormalDelay
 from offbeat.parameters import UNUSABLE
 from offbeat.problems import Digits
 from offbeat.runtime.capture import CaptureError, capture, read_state, restore
@@ -100,22 +102,29 @@ class Half:
         return 1.0 / (1.0 + samples / 100)
 
 
-OPTIMIZERS = [
-    name
-    for name, made in vars(torch.optim).items()
+def delayed(parameters, lr: float) -> Delayed:
+    inner = torch.optim.SGD(parameters, lr=lr, momentum=0.9)
+    return Delayed(inner, NormalDelay(mean=1, std=1))
+
+
+OPTIMIZERS = {
+    name: made
+    for module in (torch.optim, offbeat.optim)
+    for name, made in vars(module).items()
     if isinstance(made, type)
     and issubclass(made, torch.optim.Optimizer)
     and made is not torch.optim.Optimizer
     and name not in UNUSABLE
-]
+} | {"Delayed": delayed}
+OF_MATRICES = ("Muon", "LARS", "LAMB", "NormalizedMomentumLARS")
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_goes_on_to_the_bit(name: str):
     settings = {"momentum": 0.9} if name in ("SGD", "RMSprop") else {}
-    made = functools.partial(getattr(torch.optim, name), lr=0.01, **settings)
+    made = functools.partial(OPTIMIZERS[name], lr=0.01, **settings)
     experiment = small_experiment(AllReduceSGD(), workers=2, optimizer=made, schedule=Half())
-    if name == "Muon":  # It takes matrices only.
+    if name in OF_MATRICES:  # It takes no vectors, or takes them otherwise.
         experiment = matrix_experiment(made)
     whole, resumed = uninterrupted_and_resumed(experiment, stop=3, end=6)
     assert resumed == whole

@@ -16,6 +16,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 import offbeat
+import offbeat.optim
 from offbeat.cli import main
 from offbeat.cli.main import COMMANDS
 from offbeat.cli.methods import FAMILIES, WIDE, methods_table
@@ -23,6 +24,7 @@ from offbeat.cli.output import summary
 from offbeat.config import build, experiment_parser, load_experiment, merged, parse
 from offbeat.experiment import to_config
 from offbeat.methods import METHODS
+from offbeat.schedule import Polynomial
 
 SMALL = ["--problem", "LeastSquares", "--cluster.workers", "4", "--budget.samples", "640"]
 
@@ -134,6 +136,17 @@ def test_classes_are_named_shortly_and_have_settings():
     assert experiment.cluster.faults == (offbeat.Fault(kind="crash", rank=1, at=2.0),)
     assert experiment.cluster.slow == {3: 4.0}
     assert experiment.schedule.total == 1000
+
+
+@pytest.mark.parametrize("name", ["LAMB", "offbeat.optim.LAMB"])
+def test_offbeat_s_own_optimizers_are_named_as_torch_s(name: str):
+    experiment = experiment_of(
+        *("--method", "SGD", "--optimizer", name, "--optimizer.norm_bounds", "[0, 10]"),
+        *("--schedule", "Polynomial(total=1000, warmup=100)"),
+    )
+    assert experiment.optimizer.func is offbeat.optim.LAMB
+    assert experiment.optimizer.keywords == {"lr": 0.001, "norm_bounds": (0, 10)}
+    assert experiment.schedule == Polynomial(total=1000, warmup=100)
 
 
 def test_another_class_starts_from_its_own_defaults(here):
@@ -465,6 +478,8 @@ WEIGHTS = ("--method", "ADPSGD", "--method.topology", "WeightedGraph", "--method
             ["simulate", *WEIGHTS, "[[0.5,0.1],[0.5,0.5]]", *SMALL, "--cluster.workers", "2"],
             "column 1 of the mixing matrix sums to 0.6, not 1",
         ),
+        ([*SIMULATE, "--optimizer", "LAM"], "there is no optimizer LAM; did you mean LAMB"),
+        ([*SIMULATE, "--optimizer", "Delayed", "--optimizer.delay", "3"], "Delayed wraps an opti"),
         ([*SIMULATE, "--optimizer", "LBFGS"], "optimizer LBFGS cannot be used: it evaluates"),
         ([*SIMULATE, "--optimizer", "SparseAdam"], "optimizer SparseAdam cannot be used: it needs"),
         (

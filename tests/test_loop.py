@@ -18,6 +18,7 @@ from loop_ranks import Ended, assert_fine, rank_and_size, run_ranks
 from offbeat import methods
 from offbeat.method import Method
 from offbeat.methods import METHODS, SGD, AsyncSGD
+from offbeat.optim import LAMB, Delayed
 from offbeat.problems import IID, Batches, Digits, shard
 from offbeat.runtime.errors import RunError
 from offbeat.runtime.gradient_log import replay_loop
@@ -27,6 +28,7 @@ from offbeat.runtime.world import World
 from offbeat.testing import small_experiment
 from offbeat.topology import OnePeerExponential
 
+NAMES = ("none", "all")
 OF_THE_LOOP = {
     name: method
     for name, method in METHODS.items()
@@ -221,12 +223,36 @@ def test_gradients_of_a_rank_are_clipped(monkeypatch: pytest.MonkeyPatch):
     assert torch.linalg.vector_norm(model.weight - start).item() == pytest.approx(0.5, rel=1e-4)
 
 
+def test_a_group_s_settings_that_are_names_hold_inside_the_block(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    model, plain = nn.Linear(4, 3), nn.Linear(4, 3)
+    plain.load_state_dict(model.state_dict())
+    groups = [
+        {"params": [w], "adapt": adapt} for w, adapt in zip(model.parameters(), NAMES, strict=True)
+    ]
+    alone = [
+        {"params": [w], "adapt": adapt} for w, adapt in zip(plain.parameters(), NAMES, strict=True)
+    ]
+    expected = LAMB(alone, lr=0.1)
+    with distribute(model, LAMB(groups, lr=0.1), method=SGD()) as optimizer:
+        for _ in range(3):
+            for trained, stepped in ((model, optimizer), (plain, expected)):
+                stepped.zero_grad()
+                trained(torch.ones(2, 4)).square().sum().backward()
+                stepped.step()
+    assert torch.equal(model.weight, plain.weight)
+    assert torch.equal(model.bias, plain.bias)
+
+
 def test_what_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     model = nn.Linear(4, 1)
     lbfgs = torch.optim.LBFGS(model.parameters())
     with pytest.raises(ValueError, match="optimizer LBFGS cannot be used"):
         distribute(model, lbfgs, method=SGD())
+    late = Delayed(torch.optim.SGD(model.parameters(), lr=0.1), delay=2)
+    with pytest.raises(ValueError, match="optimizer Delayed cannot be distributed: here delays"):
+        distribute(model, late, method=SGD())
     partial = torch.optim.SGD([model.weight], lr=0.1)
     with pytest.raises(ValueError, match="parameter bias is not in the optimizer"):
         distribute(model, partial, method=SGD())

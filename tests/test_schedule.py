@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offbeat.methods import METHODS, SGD
-from offbeat.schedule import Constant, Cosine, Schedule, Steps
+from offbeat.schedule import Constant, Cosine, Polynomial, Schedule, Steps, XuSchedule
 from offbeat.testing import Quadratic, simulated, small_experiment
 
 
@@ -29,12 +29,58 @@ def test_cosine_stays_between_zero_and_one(warmup, total, samples):
     assert 0 <= Cosine(total=total, warmup=warmup).factor(samples) <= 1
 
 
+@pytest.mark.parametrize("made", [Cosine, Polynomial])
 @pytest.mark.parametrize(("warmup", "total"), [(5, 5), (6, 5), (-1, 5), (0, 0)])
-def test_cosine_refuses_a_warm_up_that_does_not_fit(warmup, total):
+def test_a_warm_up_that_does_not_fit_is_refused(made, warmup, total):
     with pytest.raises(
         ValueError, match=f"warmup {warmup} must be at least 0 and below .* {total}"
     ):
-        Cosine(total=total, warmup=warmup)
+        made(total=total, warmup=warmup)
+
+
+def test_polynomial_warms_up_in_a_line_and_falls_by_a_power():
+    schedule = Polynomial(total=110, warmup=10)
+    factors = [schedule.factor(s) for s in (0, 5, 10, 60, 85, 110, 10**6)]
+    assert factors == [0, 0.5, 1, 0.5, 0.25, 0, 0]
+    schedule = Polynomial(total=100, power=2)
+    assert [schedule.factor(s) for s in (0, 50, 90)] == pytest.approx([1, 0.25, 0.01])
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_polynomial_is_torch_s_own_in_a_plain_loop(power):
+    steps, warmup, batch = 20, 5, 32
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    lr_scheduler = torch.optim.lr_scheduler
+    after = lr_scheduler.PolynomialLR(optimizer, total_iters=steps - warmup, power=power)
+    before = lr_scheduler.LinearLR(optimizer, start_factor=1e-12, total_iters=warmup)
+    scheduler = lr_scheduler.SequentialLR(optimizer, [before, after], milestones=[warmup])
+    schedule = Polynomial(total=steps * batch, warmup=warmup * batch, power=power)
+    for step in range(steps):
+        (rate,) = scheduler.get_last_lr()
+        assert schedule.factor(step * batch) == pytest.approx(rate, abs=1e-9)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_xu_s_schedule_is_its_formula():
+    rate, a, c = 0.2, 0.05, 0.75  # gamma_t = gamma_0 (1 + a gamma_0 t)^-c
+    schedule = XuSchedule(decay=a * rate, power=c)
+    for t in (0, 1, 10, 10**6):
+        assert rate * schedule.factor(t) == pytest.approx(rate * (1 + a * rate * t) ** -c)
+    assert schedule.factor(0) == 1
+
+
+@pytest.mark.parametrize(
+    ("made", "settings", "text"),
+    [
+        (Polynomial, {"total": 5, "power": 0}, "power is 0; it must be positive"),
+        (XuSchedule, {"decay": -1}, "decay is -1; it must not be negative"),
+        (XuSchedule, {"decay": 1, "power": -0.5}, "power is -0.5; it must not be negative"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(made, settings, text):
+    with pytest.raises(ValueError, match=text):
+        made(**settings)
 
 
 def test_steps_multiply_at_each_milestone():

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 # The registries, so that their classes can be named without a path.
 from . import methods as methods
+from . import optim as optim
 from . import problems as problems
 from .cluster.catalogue import preset_config
 from .experiment import DEFAULT_SAMPLES, Experiment, OptimizerClass

@@ -57,7 +57,7 @@ class Experiment:
         method: the algorithm, with its own settings.
         problem: model, loss, data and batch size.
         cluster: workers, links and faults.
-        optimizer: the inner optimizer, any first-order one of torch.optim.
+        optimizer: the inner optimizer, any first-order one of torch.optim or offbeat.optim.
         schedule: of the learning rate.
         budget: when the run ends.
         partition: how the training samples are dealt out to the workers.

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .optim.layerwise import Layerwise
+
 OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 """Builds the inner optimizer on named parameters: a `torch.optim` class with its settings bound."""
 
@@ -141,9 +143,10 @@ class ParameterOptimizer:
         self._layout = layout
         self._parameters = [nn.Parameter(view) for view in layout.views(parameters)]
         self.inner = factory(list(zip(layout.names, self._parameters, strict=True)))
-        # Those of torch only read a gradient, so a large one need not be copied for them.
+        # These only read a gradient, so a large one need not be copied for them.
         torchs = type(self.inner).__module__.startswith("torch.optim.")
-        self._copies = parameters.nbytes <= COPIED or not torchs
+        reads_only = torchs or isinstance(self.inner, Layerwise)
+        self._copies = parameters.nbytes <= COPIED or not reads_only
         self._gradient = parameters.new_zeros(parameters.numel() if self._copies else 0)
         if self._copies:
             self._point_at(self._gradient)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 
-from .. import cluster, schedule
+from .. import cluster, optim, schedule
 from ..methods import METHODS
 from ..problems import PROBLEMS, Partition
 from ..topology import TOPOLOGIES
@@ -99,10 +99,11 @@ KINDS: dict[str, tuple[str, Sequence[str], str]] = {
         "optimizer",
         [
             name
-            for name, value in vars(torch.optim).items()
+            for module in (torch.optim, optim)
+            for name, value in vars(module).items()
             if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer)
         ],
-        "give a class of torch.optim",
+        "give a class of torch.optim or offbeat.optim",
     ),
 }
 

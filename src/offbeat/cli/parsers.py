@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
+from ..optim import Delayed
 from ..parameters import UNUSABLE
 from ..problems import PROBLEMS, Problem
 from .errors import UsageError
@@ -40,7 +41,7 @@ def can_be_chosen(path: str) -> bool:
         return False
     if issubclass(made, Problem):
         return name in PROBLEMS or not module.startswith("offbeat.")
-    return made is not torch.optim.Optimizer and name not in UNUSABLE
+    return made not in (torch.optim.Optimizer, Delayed) and name not in UNUSABLE
 
 
 def command_parser(command: str, purpose: str | None) -> ArgumentParser:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..optim import Delayed
 from ..parameters import UNUSABLE
 
 
@@ -97,10 +98,15 @@ def require_usable(optimizer: Optimizer) -> None:
     name = type(optimizer).__name__
     if name in UNUSABLE:
         raise ValueError(f"optimizer {name} cannot be used: {UNUSABLE[name]}")
+    if isinstance(optimizer, Delayed):
+        raise ValueError(
+            "optimizer Delayed cannot be distributed: here delays are real, and its queue would "
+            "not be of this job's gradients; give distribute() the optimizer inside"
+        )
 
 
 def settings_of(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """The hyper-parameters of each parameter group: numbers, tuples of them, switches."""
+    """The hyper-parameters of each parameter group: numbers, tuples of them, switches, names."""
     return [plain(group) for group in optimizer.param_groups]
 
 
@@ -110,6 +116,8 @@ def plain(group: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in group.items():
         if isinstance(value, Tensor) and value.numel() == 1:
             found[key] = value.item()
-        elif key != "params" and (isinstance(value, bool | int | float | tuple) or value is None):
+        elif key != "params" and (
+            isinstance(value, bool | int | float | str | tuple) or value is None
+        ):
             found[key] = value
     return found
