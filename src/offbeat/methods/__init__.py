@@ -6,6 +6,8 @@ from ..method import Method
 from .ad_psgd import ADPSGD
 from .all_reduce import AllReduceSGD, RingAllReduceSGD
 from .async_sgd import AsyncSGD
+from .choco_sgd import ChocoSGD
+from .compressed_all_reduce import CompressedAllReduceSGD
 from .d_psgd import DPSGD
 from .dc_asgd import AdaptiveDelayCompensatedSGD, DelayCompensatedSGD
 from .diloco import StreamingDiLoCo
@@ -13,6 +15,7 @@ from .dispatched_async_sgd import DispatchedAsyncSGD
 from .hogwild import Hogwild
 from .local_sgd import LocalSGD
 from .post_local_sgd import PostLocalSGD
+from .power_sgd import PowerSGD
 from .sgd import SGD
 from .sgp import StochasticGradientPush
 from .slowmo import SlowMo
@@ -25,6 +28,8 @@ METHODS: dict[str, type[Method]] = {
         SGD,
         AllReduceSGD,
         RingAllReduceSGD,
+        CompressedAllReduceSGD,
+        PowerSGD,
         SyncSGD,
         AsyncSGD,
         SparseAsyncSGD,
@@ -35,6 +40,7 @@ METHODS: dict[str, type[Method]] = {
         DPSGD,
         ADPSGD,
         StochasticGradientPush,
+        ChocoSGD,
         LocalSGD,
         PostLocalSGD,
         SlowMo,
