@@ -163,12 +163,8 @@ def test_consensus_is_reached_where_bare_compressed_gossip_stands_off(compressor
         x = ended(begun(method, starts, steps=120, lr=0.0)[1])
         return (x - starts.mean(dim=0)).norm().item()
 
-    assert (
-        apart(ChocoSGD(compressor=compressor, gamma=0.2))
-        < 0.02
-        < 0.3
-        < apart(BareGossip(compressor=compressor, gamma=0.2))
-    )
+    assert apart(ChocoSGD(compressor=compressor)) < 1e-3
+    assert apart(BareGossip(compressor=compressor)) > 0.1
 
 
 def test_workers_that_differ_settle_where_uncompressed_ones_do_and_bare_gossip_does_not():
