@@ -11,6 +11,7 @@ from torch import Tensor
 from offbeat import testing
 from offbeat.citation import citations
 from offbeat.cluster import Cluster
+from offbeat.compression import QSGD
 from offbeat.experiment import Budget
 from offbeat.messages import MessageError, message
 from offbeat.method import Method, ServerMethod
@@ -23,6 +24,7 @@ from offbeat.methods import (
     AllReduceSGD,
     AsyncSGD,
     BackupSyncSGD,
+    CompressedAllReduceSGD,
     DelayCompensatedSGD,
     DispatchedAsyncSGD,
     ElasticAveragingSGD,
@@ -45,6 +47,9 @@ from offbeat.topology import Complete, Exponential, Graph, Line, Topology
 
 VARIANTS = {
     **{name: method() for name, method in METHODS.items()},
+    "quantized without error feedback": CompressedAllReduceSGD(
+        compressor=QSGD(bits=4), error_feedback=False
+    ),
     "two servers": AsyncSGD(servers=2),
     "colocated servers": DelayCompensatedSGD(servers=3, colocated=True),
     "gradient returned": SyncSGD(returns="gradient"),

@@ -9,6 +9,8 @@ from .all_reduce import AllReduceSGD, RingAllReduceSGD
 from .async_sgd import AsyncSGD
 from .backup_sync import BackupSyncSGD
 from .bmuf import BMUF
+from .choco_sgd import ChocoSGD
+from .compressed_all_reduce import CompressedAllReduceSGD
 from .d_psgd import DPSGD
 from .dana import DANA
 from .dc_asgd import AdaptiveDelayCompensatedSGD, DelayCompensatedSGD
@@ -21,6 +23,7 @@ from .hogwild import Hogwild
 from .local_sgd import LocalSGD
 from .noloco import NoLoCo
 from .post_local_sgd import PostLocalSGD
+from .power_sgd import PowerSGD
 from .relay_sgd import RelaySGD
 from .rennala import RennalaSGD
 from .ringmaster import RingmasterSGD
@@ -39,6 +42,8 @@ METHODS: dict[str, type[Method]] = {
         SGD,
         AllReduceSGD,
         RingAllReduceSGD,
+        CompressedAllReduceSGD,
+        PowerSGD,
         SyncSGD,
         BackupSyncSGD,
         StaleSynchronousSGD,
@@ -60,6 +65,7 @@ METHODS: dict[str, type[Method]] = {
         RelaySGD,
         ADPSGD,
         StochasticGradientPush,
+        ChocoSGD,
         LocalSGD,
         PostLocalSGD,
         SlowMo,
