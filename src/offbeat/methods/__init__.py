@@ -5,12 +5,14 @@ from __future__ import annotations
 from ..method import Method
 from .ad_psgd import ADPSGD
 from .all_reduce import AllReduceSGD, RingAllReduceSGD
+from .async_local_sgd import AsyncLocalSGD
 from .async_sgd import AsyncSGD
 from .bmuf import BMUF
 from .d_psgd import DPSGD
 from .dc_asgd import AdaptiveDelayCompensatedSGD, DelayCompensatedSGD
 from .diloco import DiLoCo, StreamingDiLoCo
 from .dispatched_async_sgd import DispatchedAsyncSGD
+from .downpour import Downpour
 from .easgd import ElasticAveragingSGD
 from .hogwild import Hogwild
 from .local_sgd import LocalSGD
@@ -29,6 +31,7 @@ METHODS: dict[str, type[Method]] = {
         RingAllReduceSGD,
         SyncSGD,
         AsyncSGD,
+        Downpour,
         SparseAsyncSGD,
         DispatchedAsyncSGD,
         DelayCompensatedSGD,
@@ -44,6 +47,7 @@ METHODS: dict[str, type[Method]] = {
         DiLoCo,
         StreamingDiLoCo,
         ElasticAveragingSGD,
+        AsyncLocalSGD,
     )
 }
 
