@@ -22,11 +22,13 @@ from offbeat.methods import (
     METHODS,
     AccumulatedAsyncSGD,
     AllReduceSGD,
+    AsyncLocalSGD,
     AsyncSGD,
     BackupSyncSGD,
     CompressedAllReduceSGD,
     DelayCompensatedSGD,
     DispatchedAsyncSGD,
+    Downpour,
     ElasticAveragingSGD,
     GradientTracking,
     LocalSGD,
@@ -83,6 +85,10 @@ VARIANTS = {
     "one fragment": StreamingDiLoCo(fragments=1, overlap=0, mixing=0.0, local_steps=5),
     "four fragments": StreamingDiLoCo(fragments=4, overlap=3, local_steps=8),
     "Nesterov block momentum": BMUF(local_steps=5, variant="nesterov"),
+    "Downpour, two servers": Downpour(servers=2, fetch_every=2, push_every=3, fetch="wait"),
+    "asynchronous Nesterov on two servers": AsyncLocalSGD(
+        servers=2, local_steps=5, outer_lr=0.1, momentum_period=1, outer_momentum=0.5, dynamic=False
+    ),
     "center on two servers": ElasticAveragingSGD(servers=2, local_steps=3),
 }
 every_variant = pytest.mark.parametrize("method", VARIANTS.values(), ids=VARIANTS.keys())

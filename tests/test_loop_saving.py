@@ -75,9 +75,10 @@ def interrupted(out: Path) -> None:
 
 
 def optimizer_steps(optimizer) -> int:
-    """That all nodes of a rank have made on parameters that are their own."""
-    nodes = optimizer.host.scheduler.nodes.values()
-    return sum(n.versions[0] for n in nodes if n.is_server or not n.servers)
+    """That all nodes of a rank have made, whether gradients are applied by servers or workers."""
+    scheduler = optimizer.host.scheduler
+    by_servers = scheduler.method.family == "parameter server"
+    return sum(n.versions[0] for n in scheduler.nodes.values() if n.is_server == by_servers)
 
 
 @pytest.mark.parametrize("size", [2, 3])

@@ -6,6 +6,7 @@ from ..method import Method
 from .accumulated import AccumulatedAsyncSGD
 from .ad_psgd import ADPSGD
 from .all_reduce import AllReduceSGD, RingAllReduceSGD
+from .async_local_sgd import AsyncLocalSGD
 from .async_sgd import AsyncSGD
 from .backup_sync import BackupSyncSGD
 from .bmuf import BMUF
@@ -17,6 +18,7 @@ from .dc_asgd import AdaptiveDelayCompensatedSGD, DelayCompensatedSGD
 from .delay_adaptive import DelayAdaptiveSGD
 from .diloco import DiLoCo, StreamingDiLoCo
 from .dispatched_async_sgd import DispatchedAsyncSGD
+from .downpour import Downpour
 from .easgd import ElasticAveragingSGD
 from .gradient_tracking import GradientTracking
 from .hogwild import Hogwild
@@ -54,6 +56,7 @@ METHODS: dict[str, type[Method]] = {
         DelayAdaptiveSGD,
         RennalaSGD,
         RingmasterSGD,
+        Downpour,
         SparseAsyncSGD,
         DispatchedAsyncSGD,
         DelayCompensatedSGD,
@@ -74,6 +77,7 @@ METHODS: dict[str, type[Method]] = {
         StreamingDiLoCo,
         ElasticAveragingSGD,
         NoLoCo,
+        AsyncLocalSGD,
     )
 }
 
