@@ -30,7 +30,7 @@ class RennalaSGD(GatheringSGD):
 
     gradients: int = 4
 
-    serial: ClassVar[dict[str, Any] | None] = {"gradients": 1}
+    serial: ClassVar[dict[str, Any] | None] = {"gradients": 1, "servers": 1}
 
     def validate(self, workers: int) -> None:
         super().validate(workers)
