@@ -47,7 +47,11 @@ class AccumulatedAsyncSGD(GatheringSGD):
     reduction: Literal["mean", "sum"] = "mean"
     rule: StalenessRule = field(default_factory=ConstantWeight)
 
-    serial: ClassVar[dict[str, Any] | None] = {"global_accumulation": 1, "servers": 1}
+    serial: ClassVar[dict[str, Any] | None] = {
+        "global_accumulation": 1,
+        "local_accumulation": 1,
+        "servers": 1,
+    }
 
     def validate(self, workers: int) -> None:
         super().validate(workers)
