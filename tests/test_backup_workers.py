@@ -117,6 +117,24 @@ def test_a_crash_of_whom_the_server_waits_for_makes_the_step():
     assert set(contributions(run).values()) == {2}
 
 
+def test_a_worker_that_crashed_while_it_waited_is_not_answered_in_its_next_life():
+    # The step of worker 0, at 150 ms, comes before the first push of worker 1's next life. That one
+    # is late, and answered at once; the next waits for worker 0's second gradient.
+    run = run_with(
+        Fault(kind="crash", rank=1, at=0.13),
+        Fault(kind="join", rank=1, at=0.145),
+        slow={0: 15.0},
+        workers=3,
+        backups=0,
+        seconds=0.25,
+    )
+    assert contributions(run) == {0: 3}, "what it sent before counts"
+    messages = run.trace.messages
+    late = messages["end_ns"] / 1e9 > 0.14
+    assert (late & (messages["source"] == 1)).sum() == 2
+    assert (late & (messages["to"] == 1)).sum() == 1
+
+
 def test_a_late_worker_is_let_in():
     run = run_with(Fault(kind="join", rank=3, at=0.2), backups=0)
     assert set(contributions(run).values()) == {3, 4}

@@ -76,7 +76,9 @@ def test_who_has_departed_is_not_looked_ahead_for():
     faults = (Fault(kind="crash", rank=1, at=0.1),)
     cluster = Cluster(workers=2, compute=Constant(seconds=0.01), faults=faults)
     simulation = Simulation(
-        small_experiment(DANA(), workers=2, lr=0.01, cluster=cluster, budget=Budget(seconds=0.3))
+        small_experiment(
+            DANA(momentum=0.9), workers=2, lr=0.01, cluster=cluster, budget=Budget(seconds=0.3)
+        )
     )
     assert simulation.run().error is None
     server = next(node for node in simulation.nodes if node.is_server)

@@ -172,6 +172,21 @@ def test_a_worker_that_comes_back_does_not_hold_the_others_to_its_first_life():
     assert (ends(run, 2) > 0.32).sum() > 20
 
 
+def test_a_worker_that_crashed_while_it_waited_is_not_answered_in_its_next_life():
+    # Worker 1 waits for worker 0, whose gradients take 150 ms; it is back at 120 ms, pushes, and is
+    # answered once worker 0 has a clock of 2, at 300 ms; so is its next push at 450 ms.
+    run = run_with(
+        Fault(kind="crash", rank=1, at=0.1),
+        Fault(kind="join", rank=1, at=0.12),
+        slow={0: 15.0},
+        seconds=0.42,
+    )
+    messages = run.trace.messages
+    late = messages["end_ns"] / 1e9 > 0.12
+    assert (late & (messages["source"] == 1)).sum() == 2
+    assert (late & (messages["to"] == 1)).sum() == 1
+
+
 def test_a_negative_bound_is_refused():
     with pytest.raises(ValueError, match="bound is -1; it must not be negative"):
         small_experiment(StaleSynchronousSGD(bound=-1))

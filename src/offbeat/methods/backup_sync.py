@@ -13,9 +13,10 @@ from .async_sgd import AsyncSGD, Pull, Push
 
 @dataclass
 class Arrived:
-    """Of the server: this step's gradients, by worker; they wait for its answer."""
+    """Of the server: this step's gradients, by worker, and who waits for the step."""
 
     pushes: dict[int, Push] = field(default_factory=dict[int, Push])
+    waiting: list[int] = field(default_factory=list[int])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +57,16 @@ class BackupSyncSGD(AsyncSGD):
         return 0
 
     async def serve(self, node: Node) -> None:
-        pushes = node.state(Arrived).pushes
+        arrived = node.state(Arrived)
+        pushes = arrived.pushes
         try:
             worker, push = await node.recv(Push, departures=True)
-        except PeerLost:
-            pass  # Fewer may be enough now.
+        except PeerLost as lost:  # Fewer may be enough now.
+            arrived.waiting = [rank for rank in arrived.waiting if rank != lost.peer]
         else:
             if push.taken_at == node.version:
                 pushes[worker] = push
+                arrived.waiting.append(worker)
             else:
                 node.drop()
                 node.send(worker, Pull(node.parameters, node.version))
@@ -73,9 +76,10 @@ class BackupSyncSGD(AsyncSGD):
             ring_mean([pushes[worker].gradient for worker in sorted(pushes)]),
             taken_at=[push.taken_at for push in pushes.values()],
         )
-        for worker in sorted(pushes):
+        for worker in sorted(arrived.waiting):
             node.send(worker, Pull(node.parameters, node.version))
         pushes.clear()
+        arrived.waiting.clear()
 
     def _needed(self, node: Node, pushes: dict[int, Push]) -> int:
         """N, or as many as can still come."""

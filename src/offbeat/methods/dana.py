@@ -53,7 +53,7 @@ class DANA(AsyncSGD):
     without any; those who have departed are not looked ahead for.
     """
 
-    momentum: float = 0.9
+    momentum: float = 0.5
 
     serial: ClassVar[dict[str, Any] | None] = {"momentum": 0.0}
 
