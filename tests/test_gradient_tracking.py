@@ -167,7 +167,9 @@ def test_rows_that_do_not_sum_to_one_are_refused_in_the_name_of_the_method():
 @pytest.mark.parametrize("kind", ["crash", "leave"])
 def test_a_lost_worker_ends_the_run_whenever_it_goes(at, kind):
     """What it held of the y is gone, and the others would go for another optimum."""
-    cluster = Cluster(workers=4, faults=(Fault(kind=kind, rank=1, at=at),))
+    faults = (Fault(kind=kind, rank=1, at=at),)
+    # Of equal workers all learn of it in the same round, after its last message.
+    cluster = Cluster(workers=4, compute=Constant(seconds=0.01), latency=1e-4, faults=faults)
     run = Simulation(small_experiment(GradientTracking(), cluster=cluster)).run()
     assert "worker 1 is gone, and GradientTracking does not survive a loss" in run.error
 

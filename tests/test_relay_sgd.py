@@ -6,7 +6,7 @@ import networkx as nx
 import pytest
 import torch
 
-from offbeat.cluster import Cluster, Fault
+from offbeat.cluster import Cluster, Constant, Fault
 from offbeat.methods import DPSGD, RelaySGD, SlowMo
 from offbeat.methods.relay_sgd import Relay, Relays
 from offbeat.runtime.simulated import Simulation
@@ -161,6 +161,8 @@ def test_two_workers_and_one_need_no_other_tree():
 @pytest.mark.parametrize("kind", ["crash", "leave"])
 def test_a_lost_worker_ends_the_run_whenever_it_goes(at, kind):
     """Without it the tree falls into parts that would never hear of each other again."""
-    cluster = Cluster(workers=4, faults=(Fault(kind=kind, rank=1, at=at),))
+    faults = (Fault(kind=kind, rank=1, at=at),)
+    # Of equal workers all learn of it in the same round, after its last message.
+    cluster = Cluster(workers=4, compute=Constant(seconds=0.01), latency=1e-4, faults=faults)
     run = Simulation(small_experiment(RelaySGD(), cluster=cluster)).run()
     assert "worker 1 is gone, and RelaySGD does not survive a loss" in run.error
