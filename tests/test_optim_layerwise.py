@@ -183,6 +183,8 @@ def test_a_cpu_takes_few_bytes_at_a_time_and_loses_no_tensor():
     sizes = [[len(tensor) for tensor in some] for some in found]
     assert sizes == [[3], [CHUNK], [5, 1, CHUNK - 6], [1], [CHUNK + 1], [2, 3], [2]]
     assert list(chunks([])) == []
+    elsewhere = [torch.zeros(CHUNK, device="meta") for _ in range(3)]
+    assert [len(some) for some in chunks(elsewhere)] == [3]
 
 
 @pytest.mark.parametrize(
