@@ -252,11 +252,11 @@ def test_quantized_levels_are_those_beside_by_hand():
 
 
 def test_no_level_is_beyond_the_last():
-    generator = torch.Generator().manual_seed(0)
-    layout = Layout(("x",), ((1000,),))
-    x = torch.rand(1000, generator=generator) * torch.logspace(-30, 30, 1000)
-    result = sent(QSGD(bucket=1), x, layout=layout)
-    torch.testing.assert_close(result, x, rtol=1e-6, atol=0)
+    # The reader of half precision has a norm of 8 bits, which may be below the only number.
+    x = torch.rand(1000, 1, generator=torch.Generator().manual_seed(0)) + 0.1
+    norm = x.to(torch.bfloat16)
+    assert (127 * x / norm).max() > 127
+    assert quantized(x, norm, 127, torch.zeros_like(x)).max() == 127
 
 
 def test_qsgd_of_half_precision_draws_small_chances_too():

@@ -22,7 +22,7 @@ def quantized(x: Tensor, norm: Tensor, levels: int, uniform: Tensor) -> Tensor:
     """
     ratio = levels * x.abs() / norm.where(norm > 0, 1.0)
     below = ratio.floor()
-    # Rounding can carry the only coordinate of a row above s.
+    # Where the norm was rounded down, the only coordinate of a row comes above s.
     return x.sign() * (below + (uniform < ratio - below)).clamp_(max=levels)
 
 

@@ -26,7 +26,7 @@ class TopK(Compressor):
 
     Raises ValueError for a fraction outside (0, 1].
 
-    Reference: Stich et al., "Sparsified SGD with Memory", NeurIPS 2018, definition 2.2.
+    Reference: Stich et al., "Sparsified SGD with Memory", NeurIPS 2018, section 2.
     """
 
     fraction: float = 0.01
