@@ -14,6 +14,7 @@ from .diloco import DiLoCo, StreamingDiLoCo
 from .dispatched_async_sgd import DispatchedAsyncSGD
 from .downpour import Downpour
 from .easgd import ElasticAveragingSGD
+from .hierarchical_local_sgd import HierarchicalLocalSGD
 from .hogwild import Hogwild
 from .local_sgd import LocalSGD
 from .post_local_sgd import PostLocalSGD
@@ -42,6 +43,7 @@ METHODS: dict[str, type[Method]] = {
         StochasticGradientPush,
         LocalSGD,
         PostLocalSGD,
+        HierarchicalLocalSGD,
         SlowMo,
         BMUF,
         DiLoCo,
