@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from ..collectives import FourBits, e3m0_mean
 from ..method import Method
 from ..node import Node
 from ..parameters import OuterOptimizer
@@ -85,11 +86,13 @@ class StreamingDiLoCo(Method):
         mixing: a, how much of its own progress a worker keeps.
         outer_lr: of the outer Nesterov SGD.
         outer_momentum: of the outer Nesterov SGD.
+        sent: changes as they are, or rounded to E3M0, four bits each, and added up unrounded.
 
-    Roles: worker. Messages: the collective's own.
+    Roles: worker. Messages: the collective's own, or FourBits.
     Reference: Douillard et al., "Streaming DiLoCo with overlapping communication", 2025,
     algorithm 2.
-    Differences: fragments are consecutive tensors, not strided layers; no 4-bit quantization.
+    Differences: fragments are consecutive tensors, not strided layers. E3M0 numbers are shares of
+    the largest change in their fragment, and every worker sends its own to every other.
     """
 
     local_steps: int = 16
@@ -98,7 +101,9 @@ class StreamingDiLoCo(Method):
     mixing: float = 0.5
     outer_lr: float = 0.7
     outer_momentum: float = 0.9
+    sent: Literal["full", "e3m0"] = "full"
 
+    messages: ClassVar[tuple[type, ...]] = (FourBits,)
     family: ClassVar[str] = "local updates"
     synchronous: ClassVar[bool] = True
     serial: ClassVar[dict[str, Any] | None] = {
@@ -139,11 +144,14 @@ class StreamingDiLoCo(Method):
             offset = p * self.local_steps // self.fragments
             if t > offset and (t - offset) % self.local_steps == 0:
                 change = outers[p].parameters - node.parameters[span]
-                pending[p] = node.start(self._reduce(node, change, p))
+                pending[p] = node.start(self._reduce(node, change, (p, node.round)))
             if p in pending and (t - offset - self.overlap) % self.local_steps == 0:
                 theta = outers[p].step(await pending.pop(p))
                 merged = self.mixing * node.parameters[span] + (1 - self.mixing) * theta
                 node.load(merged, part=span)
 
-    async def _reduce(self, node: Node, change: Tensor, fragment: int) -> Tensor:
+    async def _reduce(self, node: Node, change: Tensor, tag: tuple[int, int]) -> Tensor:
+        if self.sent == "e3m0":
+            return await e3m0_mean(node, change, node.workers, tag)
+        fragment, _ = tag
         return await node.all_reduce(change, key=fragment)
