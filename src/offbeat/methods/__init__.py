@@ -10,7 +10,7 @@ from .async_sgd import AsyncSGD
 from .bmuf import BMUF
 from .d_psgd import DPSGD
 from .dc_asgd import AdaptiveDelayCompensatedSGD, DelayCompensatedSGD
-from .diloco import DiLoCo, StreamingDiLoCo
+from .diloco import DiLoCo
 from .dispatched_async_sgd import DispatchedAsyncSGD
 from .downpour import Downpour
 from .easgd import ElasticAveragingSGD
@@ -22,6 +22,7 @@ from .sgd import SGD
 from .sgp import StochasticGradientPush
 from .slowmo import SlowMo
 from .sparse_async_sgd import SparseAsyncSGD
+from .streaming_diloco import StreamingDiLoCo
 from .sync_sgd import SyncSGD
 
 METHODS: dict[str, type[Method]] = {
