@@ -50,6 +50,7 @@ SETTINGS = {
     "SlowMo": {"period": 3},
     "LocalSGD": {"local_steps": 3},
     "PostLocalSGD": {"local_steps": 2},
+    "HierarchicalLocalSGD": {"local_steps": 2, "block_steps": 2},
     "BMUF": {"local_steps": 3, "variant": "nesterov"},
     "DiLoCo": {"local_steps": 3},
 }

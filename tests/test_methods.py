@@ -20,10 +20,10 @@ from offbeat.methods import (
     StreamingDiLoCo,
 )
 from offbeat.methods.dc_asgd import Backups, DelayCompensatedSGD, delay_compensated, mean_square
-from offbeat.methods.diloco import Reductions
 from offbeat.methods.sgp import PushSum
 from offbeat.methods.slowmo import slow_momentum
 from offbeat.methods.sparse_async_sgd import dense, part_of
+from offbeat.methods.streaming_diloco import Reductions
 from offbeat.problems import Split, Supervised
 from offbeat.runtime.simulated import Simulation
 from offbeat.testing import simulated, small_experiment

@@ -5,6 +5,8 @@ from __future__ import annotations
 from .algorithm import Algorithm as Algorithm
 from .algorithm import Chunk as Chunk
 from .direct import DIRECT
+from .e3m0 import FourBits as FourBits
+from .e3m0 import e3m0_mean as e3m0_mean
 from .ring import RING
 from .ring import chunk_bounds as chunk_bounds
 from .ring import ring_all_reduce as ring_all_reduce

@@ -21,6 +21,7 @@ from .dispatched_async_sgd import DispatchedAsyncSGD
 from .downpour import Downpour
 from .easgd import ElasticAveragingSGD
 from .gradient_tracking import GradientTracking
+from .hierarchical_local_sgd import HierarchicalLocalSGD
 from .hogwild import Hogwild
 from .local_sgd import LocalSGD
 from .noloco import NoLoCo
@@ -36,6 +37,7 @@ from .slowmo import SlowMo
 from .softsync import SoftsyncSGD
 from .sparse_async_sgd import SparseAsyncSGD
 from .stale_synchronous import StaleSynchronousSGD
+from .streaming_diloco import StreamingDiLoCo
 from .sync_sgd import SyncSGD
 
 METHODS: dict[str, type[Method]] = {
@@ -71,6 +73,7 @@ METHODS: dict[str, type[Method]] = {
         ChocoSGD,
         LocalSGD,
         PostLocalSGD,
+        HierarchicalLocalSGD,
         SlowMo,
         BMUF,
         DiLoCo,
