@@ -16,7 +16,7 @@ from .d_psgd import DPSGD
 from .dana import DANA
 from .dc_asgd import AdaptiveDelayCompensatedSGD, DelayCompensatedSGD
 from .delay_adaptive import DelayAdaptiveSGD
-from .diloco import DiLoCo, StreamingDiLoCo
+from .diloco import DiLoCo
 from .dispatched_async_sgd import DispatchedAsyncSGD
 from .downpour import Downpour
 from .easgd import ElasticAveragingSGD
