@@ -75,7 +75,10 @@ def test_every_method_runs_over_machines_and_replays(name: str, workers: int, tm
         run = run_processes(planned, tmp_path, gathering=gathering)
         assert agent is None or agent.result(timeout=60) == "samples"
     assert run.error is None
-    assert run.metrics[-1].samples == 1600
+    # Where workers may wait for one another when the budget ends, one of them may do so on a
+    # machine that has been granted gradients in advance.
+    waits = name in ("BackupSyncSGD", "RoundRobinSGD", "StaleSynchronousSGD")
+    assert 1600 - 16 * workers * waits <= run.metrics[-1].samples <= 1600
     assert_replays(run, tmp_path)
     if METHODS[name].synchronous:
         alone = Experiment(**{**planned.__dict__, "evaluator": "serial"})
