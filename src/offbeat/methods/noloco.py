@@ -66,7 +66,7 @@ class NoLoCo(Method):
     Reference: Kolehmainen et al., "NoLoCo: No-all-reduce Low Communication Training Method for
     Large Models", 2025.
     Differences: the rule is that of the authors' code, whose two terms share eta; fewer local steps
-    than their 50 to 100; pairs only, and no pipeline whose stages are routed at random.
+    than their 50; pairs only, and no pipeline whose stages are routed at random.
     """
 
     topology: Topology = field(default_factory=RandomMatching)
