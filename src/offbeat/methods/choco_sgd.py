@@ -32,7 +32,8 @@ class ChocoSGD(Method):
 
     Each worker sends its Q(x_i - x^_i) to its neighbours, so all of them hold the same x^_i. As x_i
     settles the differences vanish, and with them the error of compression. The sum of all x_i is
-    that of the local steps, whatever Q does.
+    that of the local steps, whatever Q does. Who comes late would know nobody's copies, so every
+    worker has to be there from the start to the end.
 
     `Identity` with gamma = 1 is x <- W (x - lr * g(x)), the gossip after the step, where D-PSGD has
     x <- W x - lr * g(x): SGP on that topology.
