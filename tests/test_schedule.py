@@ -110,7 +110,6 @@ def test_every_method_comes_to_the_same_position(name):
     last = 39 * batch if one_by_one else 9 * 4 * batch
     # Free peers share the samples unevenly.
     low, high = (last, last) if one_by_one or method.synchronous else (last, 2 * last)
-    low, high = (last, last) if method.server_count or method.synchronous else (last, 2 * last)
     if name in ("AccumulatedAsyncSGD", "SoftsyncSGD", "RennalaSGD", "BackupSyncSGD"):
         # A step is of three or four gradients; some of the last wait for others or are dropped.
         low, high = low - 9 * batch, high - 2 * batch

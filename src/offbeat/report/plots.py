@@ -42,6 +42,8 @@ STYLE: Any = {
 }
 ROWS = 32
 """Nodes shown in a timeline."""
+RANKED = 18
+"""Methods in a legend up to which its lines are of the usual size."""
 GRADIENTS = 36
 """How many gradients of the median worker a timeline spans."""
 
@@ -258,7 +260,8 @@ def _ranking(
         borderaxespad=0,
         frameon=False,
         handlelength=2.6,
-        labelspacing=0.7,
+        labelspacing=0.7 if len(ordered) <= RANKED else 0.2,
+        fontsize="medium" if len(ordered) <= RANKED else 10 * RANKED / len(ordered),
         title=None if target is None else f"seconds to {target:.0%} accuracy",
         alignment="left",
     )
