@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import time
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +18,14 @@ from offbeat.methods import METHODS
 from offbeat.runtime.errors import RunError
 from offbeat.runtime.gradient_log import replay_loop
 from offbeat.runtime.loop import joining, rendezvous
-from offbeat.runtime.loop.rendezvous import interface, listening, machine, numbered, reachable
+from offbeat.runtime.loop.rendezvous import (
+    Rendezvous,
+    interface,
+    listening,
+    machine,
+    numbered,
+    reachable,
+)
 
 METHODS_APART = ("AllReduceSGD", "ADPSGD", "AsyncSGD")
 
@@ -60,6 +71,65 @@ def test_a_loopback_master_is_refused_between_machines(tmp_path: Path):
         error = (tmp_path / "run" / f"error-{rank}.txt").read_text()
         assert f"rank {1 - rank} is on another machine than rank {rank} and listens on" in error
         assert "set MASTER_ADDR to an address of rank 0's machine" in error
+
+
+@dataclass
+class SlowStore:
+    """A store at the end of a slow line."""
+
+    store: Any
+
+    def set(self, key: str, value: str) -> None:
+        self.store.set(key, value)
+
+    def get(self, key: str) -> bytes:
+        time.sleep(0.3)
+        return self.store.get(key)
+
+
+def exchange_and_end(out: Path) -> None:
+    rank, _ = rank_and_size()
+    job = Rendezvous.of_job(60)
+    if rank == 1:
+        job = replace(job, store=SlowStore(job.store))
+    values = job.exchange("word", str(rank))
+    (out / f"values-{rank}.txt").write_text(str(values))
+    os._exit(0)
+
+
+def test_the_keeper_of_the_store_ends_after_all_have_read(tmp_path: Path):
+    assert_fine(run_ranks(exchange_and_end, 2, tmp_path))
+    for rank in range(2):
+        assert (tmp_path / f"values-{rank}.txt").read_text() == "{0: '0', 1: '1'}"
+
+
+def end_or_exchange(out: Path) -> None:
+    rank, _ = rank_and_size()
+    job = Rendezvous.of_job(60)
+    if rank == 0:
+        job.store.get("ready")  # pyright: ignore[reportOptionalMemberAccess]
+        os._exit(0)
+    job.store.set("ready", "")  # pyright: ignore[reportOptionalMemberAccess]
+    job.exchange("word", str(rank))
+
+
+def test_a_store_that_is_gone_is_one_line(tmp_path: Path):
+    keeper, other = run_ranks(end_or_exchange, 2, tmp_path)
+    assert keeper.returncode == 0
+    assert other.returncode == 1
+    assert "RunError: the word of all ranks did not come: a rank has ended" in other.output
+    assert "Traceback" not in other.output
+
+
+def alone(out: Path) -> None:
+    os.environ["WORLD_SIZE"] = "2"
+    Rendezvous.of_job(1)
+
+
+def test_ranks_that_never_come_are_one_line(tmp_path: Path):
+    (only,) = run_ranks(alone, 1, tmp_path)
+    assert only.returncode == 1
+    assert "RunError: the ranks of the job did not come" in only.output
 
 
 def test_addresses(monkeypatch: pytest.MonkeyPatch):

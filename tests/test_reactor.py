@@ -157,16 +157,3 @@ def test_a_handler_that_fails_in_another_thread_ends_it_with_a_report(served: Se
     assert [type(error) for error in served.errors] == [ZeroDivisionError]
     os.close(reading)
     os.close(writing)
-
-
-def test_an_interrupt_leaves_the_thread_that_serves_and_no_more(served: Served) -> None:
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    own = served.thread_of_call()
-    served.reactor.serve(lambda: True)
-    served.reactor.call_soon(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        served.reactor.serve(lambda: False)
-    assert served.thread_of_call() == own
-    assert served.errors == []

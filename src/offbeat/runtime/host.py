@@ -9,7 +9,6 @@ from __future__ import annotations
 import heapq
 import struct
 import threading
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -322,20 +321,15 @@ class Host(Executor):
             self.computing = task.node.rank
             return task, request
 
-    def serve_request(self, timeout: float | None = None) -> tuple[Task, GradientRequest] | None:
+    def serve_request(self) -> tuple[Task, GradientRequest] | None:
         """The same, and meanwhile this thread is the transport's: what arrives wakes no other.
 
         While the gradient is computed nobody listens for some hundredths of a second, but where
         somebody else's message may matter before it is done.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-
-        def over() -> bool:
-            late = deadline is not None and time.monotonic() >= deadline
-            return late or self._has_news()
-
-        served = self._has_news() or self.transport.serve(over)
-        asked = self.next_request(0.0 if served else timeout)
+        while not self._has_news() and self.transport.serve(self._has_news):
+            pass
+        asked = self.next_request()
         if asked is None or not self._may_be_deaf(*asked):
             self.transport.hand_over()
         return asked

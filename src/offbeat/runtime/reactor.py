@@ -95,23 +95,22 @@ class Reactor:
         """Serve in the calling thread until `until()`, asked after everything that happens.
 
         Afterwards nobody serves for up to twice `GRACE_SECONDS`, unless somebody calls `hand_over`.
-        A KeyboardInterrupt leaves this, whatever was going on.
 
         Returns:
             False if the reactor has been stopped.
         """
         self._wanted = True
-        try:
-            if self._polling:
-                self.waker.wake()
-            with self._turn:
-                self._server = threading.get_ident()
+        if self._polling:
+            self.waker.wake()
+        with self._turn:
+            self._server = threading.get_ident()
+            try:
                 while not self.stopping and not until():
                     self._serve_once()
-        finally:
-            self._server = None
-            self._left = time.monotonic()
-            self._wanted = False
+            finally:
+                self._server = None
+        self._left = time.monotonic()
+        self._wanted = False
         return not self.stopping
 
     def hand_over(self) -> None:
@@ -144,8 +143,6 @@ class Reactor:
         try:
             fn(*args)
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):  # Of the thread that serves, not of `fn`.
-                raise
             self.report(error)
 
     def report(self, error: BaseException) -> None:

@@ -202,7 +202,7 @@ class DistributedOptimizer(Optimizer):
         """Wait for the worker's next request and load its snapshot into the module."""
         host, waited = self.host, 0.0
         notice = min(NOTICE, host.timeout)
-        while (asked := host.serve_request(notice)) is None:
+        while (asked := host.next_request(notice)) is None:
             with self._ending_on_error():
                 host.require_alive()
                 waited += notice

@@ -109,7 +109,6 @@ class RankHost(Host):
         """
         began = time.monotonic()
         notice = NOTICE
-        self.transport.hand_over()
         with self.lock:
             while True:
                 if (found := find()) is not None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed import DistError
 from torch.distributed.rendezvous import rendezvous
 
 from ..errors import RunError
@@ -33,32 +35,50 @@ class Rendezvous:
 
     @classmethod
     def of_job(cls, timeout: float) -> Rendezvous:
-        """As RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say; a lone rank without them."""
+        """As RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say; a lone rank without them.
+
+        Raises:
+            RunError: the others do not come, or the rank that keeps the store is not there.
+        """
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls(store=None, rank=0, size=1)
         if not _STORES:
-            _STORES.append(next(rendezvous("env://", timeout=timedelta(seconds=timeout))))
+            with _met("the ranks of the job"):
+                _STORES.append(next(rendezvous("env://", timeout=timedelta(seconds=timeout))))
         store, rank, size = _STORES[0]
         return cls(store=PrefixStore(f"offbeat/{next(_USES)}", store), rank=rank, size=size)
 
     def share(self, key: str, value: bytes) -> bytes:
-        """Rank 0's value, on every rank."""
+        """Rank 0's value, on every rank.
+
+        Raises:
+            RunError: none has come in time.
+        """
         if self.store is None:
             return value
-        if self.rank == 0:
-            self.store.set(key, value)  # pyright: ignore[reportArgumentType]
-        return self.store.get(key)
+        with _met(f"rank 0's {key}"):
+            if self.rank == 0:
+                self.store.set(key, value)  # pyright: ignore[reportArgumentType]
+            return self.store.get(key)
 
     def exchange(self, key: str, value: str) -> dict[int, str]:
         """Every rank's value, on every rank.
 
+        Nobody goes on before all have read all, for the store may live in the process of one of
+        them, and end with it.
+
         Raises:
-            RunError: a rank has refused to take part.
+            RunError: a rank has refused to take part, or has not come in time.
         """
         if self.store is None:
             return {self.rank: value}
-        self.store.set(f"{key}/{self.rank}", value)
-        values = {rank: self.store.get(f"{key}/{rank}").decode() for rank in range(self.size)}
+        ranks = range(self.size)
+        with _met(f"the {key} of all ranks"):
+            self.store.set(f"{key}/{self.rank}", value)
+            values = {rank: self.store.get(f"{key}/{rank}").decode() for rank in ranks}
+            self.store.set(f"{key}/{self.rank}/read", "")
+            if self.rank == 0:
+                self.store.wait([f"{key}/{rank}/read" for rank in ranks])
         for said in values.values():
             if said.startswith(_REFUSAL):
                 raise RunError(said.removeprefix(_REFUSAL))
@@ -67,7 +87,23 @@ class Rendezvous:
     def refuse(self, key: str, reason: str) -> None:
         """Tell the others, who wait for this rank's value, why none comes."""
         if self.store is not None:
-            self.store.set(f"{key}/{self.rank}", f"{_REFUSAL}{reason}")
+            with _met(f"the {key} of all ranks"):
+                self.store.set(f"{key}/{self.rank}/read", "")
+                self.store.set(f"{key}/{self.rank}", f"{_REFUSAL}{reason}")
+
+
+@contextlib.contextmanager
+def _met(what: str) -> Generator[None]:
+    """Turn what the store raises into a RunError of one line."""
+    try:
+        yield
+    except DistError as error:
+        line = str(error).strip().partition("\n")[0]
+        raise RunError(
+            f"{what} did not come: a rank has ended, was never started or cannot be reached at "
+            f"MASTER_ADDR {os.environ['MASTER_ADDR']}, MASTER_PORT {os.environ['MASTER_PORT']} "
+            f"({line})"
+        ) from error
 
 
 def machine() -> str:
