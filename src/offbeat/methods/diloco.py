@@ -90,7 +90,7 @@ class StreamingDiLoCo(Method):
             for p, span in enumerate(spans)
         ]
         gradient = await node.gradient()
-        node.apply(gradient.vector, taken_at=gradient.version)
+        node.apply(gradient)
         t, pending = node.round + 1, node.state(Reductions).pending
         for p, span in enumerate(spans):
             offset = p * self.local_steps // self.fragments

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -28,15 +29,20 @@ class Share:
 
 @dataclass
 class PushSum:
-    """The push-sum weight w: over all workers and messages in flight, the w sum to n."""
+    """The push-sum weight w: over all workers and messages in flight, the w sum to n.
+
+    While a worker awaits shares, only the part `kept` of its w and its x is still its own.
+    """
 
     weight: float = 1.0
+    kept: float = 1.0
 
 
 def _held(node: Node) -> Tensor:
     """x and w, (d + 1,)."""
-    weight = node.parameters.new_tensor([node.state(PushSum).weight])
-    return torch.cat([node.parameters, weight])
+    push_sum = node.state(PushSum)
+    weight = node.parameters.new_tensor([push_sum.weight])
+    return push_sum.kept * torch.cat([node.parameters, weight])
 
 
 def _carried(message: Any) -> Tensor | None:
@@ -78,30 +84,35 @@ class StochasticGradientPush(Method):
         z = node.parameters if push_sum.weight == 1.0 else node.parameters / push_sum.weight
         gradient = await node.gradient(at=z)
         lr_scale = min(1.0, push_sum.weight) if node.departed else 1.0
-        node.apply(gradient.vector, taken_at=gradient.version, lr_scale=lr_scale)
+        node.apply(gradient, lr_scale=lr_scale)
         peers = node.peers(self.topology)
         drained = bool(node.departed) and push_sum.weight < LEAST
         for peer, weight in peers.out.items():
             share = 0.0 if drained else weight
             node.send(peer, Share(node.scaled(share), push_sum.weight * share))
-        kept = 1.0 if drained else peers.self_weight
-        node.mix(scale=kept)
-        push_sum.weight *= kept
+        push_sum.kept = 1.0 if drained else peers.self_weight
         for peer in peers.into:
-            try:
+            with contextlib.suppress(PeerLost):  # Its share is lost with it.
                 _, received = await node.recv(Share, source=peer)
-            except PeerLost:
-                continue  # Its share is lost with it.
-            node.mix(add=received.parameters)
-            push_sum.weight += received.weight
+                self._take(node, received.parameters, received.weight)
+        self._take(node)
+
+    def _take(self, node: Node, x: Tensor | None = None, w: float = 0.0) -> None:
+        """Keep what is left of x and w after the shares sent, and add what has come."""
+        push_sum = node.state(PushSum)
+        node.mix(scale=push_sum.kept, add=x)
+        push_sum.weight = push_sum.kept * push_sum.weight + w
+        push_sum.kept = 1.0
 
     def model(self, nodes: Sequence[Holder]) -> Tensor:
         """sum x / sum w."""
         if not nodes:
             raise ModelLost("no worker is left")
-        total = torch.stack([node.parameters for node in nodes]).sum(dim=0)
-        return total / sum(node.state(PushSum).weight for node in nodes)
+        states = [node.state(PushSum) for node in nodes]
+        own = zip(nodes, states, strict=True)
+        total = torch.stack([state.kept * node.parameters for node, state in own]).sum(dim=0)
+        return total / sum(state.kept * state.weight for state in states)
 
     def restart(self, node: Node, x: Tensor) -> None:
         node.load(x)
-        node.state(PushSum).weight = 1.0
+        node.states[PushSum] = PushSum()

@@ -139,7 +139,7 @@ def check_staleness(method: Method, *, workers: int = 4) -> None:
     """Every gradient was taken at a version that there had been."""
     steps = simulated(small_experiment(method, workers=workers)).trace.steps
     name = type(method).__name__
-    assert len(steps), f"{name} applied no gradient; call node.apply(gradient.vector, taken_at=...)"
+    assert len(steps), f"{name} applied no gradient; call node.apply(gradient)"
     for row in steps:
         staleness, version = int(row["staleness"]), int(row["version"])
         assert 0 <= staleness <= version, (
