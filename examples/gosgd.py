@@ -32,7 +32,7 @@ class GoSGD(offbeat.Method):
             part = arrived[1].weight / own.value
             node.mix(scale=1 - part, add=part * arrived[1].parameters)
         gradient = await node.gradient()
-        node.apply(gradient.vector, taken_at=gradient.version)
+        node.apply(gradient)
         if others and node.rng.random() < self.probability:
             own.value /= 2
             node.send(node.rng.choice(others), Share(node.parameters, own.value))

@@ -142,7 +142,7 @@ class BareGossip(Method):
 
     async def step(self, node):
         gradient = await node.gradient()
-        node.apply(gradient.vector, taken_at=gradient.version)
+        node.apply(gradient)
         peers = node.peers(self.topology)
         own = self.compressor.compress(node.parameters, node.layout, node.rng)
         for peer in peers.out:

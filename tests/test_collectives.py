@@ -2,6 +2,7 @@ import contextlib
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -14,6 +15,8 @@ from offbeat.cluster import Cluster
 from offbeat.collectives import ALGORITHMS, Chunk, algorithm_for, chunk_bounds, cost, shared
 from offbeat.messages import codec_of
 from offbeat.methods import AllReduceSGD, RingAllReduceSGD
+from offbeat.parameters import Layout
+from offbeat.problems import Digits
 from offbeat.runtime.compute import SerialEvaluator
 from offbeat.runtime.host import Host
 from offbeat.runtime.network import UniformNetwork
@@ -334,10 +337,9 @@ def test_members_of_one_machine_share_large_vectors_out(script, n, size, collect
     simulation, left = reduce_once(
         script, n, size, [0.0] * n, "shared", latency, bandwidth, collectives=collectives
     )
-    whole = n == 2
-    expected = cost("shared", n, 8 * size + (1 if whole else n) * HEADER, latency, bandwidth)
+    expected = cost("shared", n, 8 * size + n * HEADER, latency, bandwidth)
     assert max(left) == ns(expected)
-    messages = n * (n - 1) * (1 if whole else 2)
+    messages = 2 * n * (n - 1)
     assert simulation.bytes_sent - messages * HEADER == 2 * (n - 1) * 8 * size
 
 
@@ -356,6 +358,31 @@ def test_a_mean_over_blocks_has_the_bits_of_one_over_all(n, seed):
     out = torch.empty(size)
     shared.mean_of(terms, out)
     assert torch.equal(out, ALGORITHMS["direct"].mean(terms))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling(AllReduceSGD):
+    """All-reduce SGD that writes to the mean, by a factor that differs from worker to worker."""
+
+    async def step(self, node):
+        gradient = await node.gradient()
+        mean = await node.all_reduce(gradient)
+        mean *= 1 + node.rank
+        node.apply(mean, taken_at=gradient.version)
+        whole = await node.all_reduce(node.parameters, key=1)
+        node.load(whole)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_the_mean_of_a_large_vector_is_each_member_s_own(workers, tmp_path):
+    planned = small_experiment(
+        Scaling(), workers=workers, steps=6, problem=Digits(hidden=8192), evaluator="serial"
+    )
+    assert 4 * Layout.of(planned.problem.model()).size > shared.WHOLE
+    run = run_processes(planned, tmp_path)
+    assert run.error is None
+    assert torch.equal(run.vector, Simulation(planned).run().vector)
+    assert torch.equal(replay_run(planned, tmp_path / "journals").vector, run.vector)
 
 
 def test_a_ring_is_for_members_that_are_not_on_one_machine():

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from offbeat.methods import AsyncSGD
-from offbeat.parameters import Layout, ParameterOptimizer
-from offbeat.problems import Digits
+from offbeat.parameters import Layout, ParameterOptimizer, PiecewiseVector, joined
+from offbeat.problems import Digits, Split
 from offbeat.runtime.compute import (
     EvaluationBuffer,
     Job,
@@ -21,6 +21,7 @@ from offbeat.runtime.compute import (
     VmapEvaluator,
     programs_of,
 )
+from offbeat.suspensions import Gradient
 from offbeat.testing import simulated, small_experiment
 
 PROBLEM = Digits(hidden=8)
@@ -180,7 +181,7 @@ def test_what_was_held_is_not_written_by_the_next_copy():
     assert torch.equal(held, before)
 
 
-def test_gradients_are_written_where_they_are_wanted():
+def test_gradients_stay_in_pieces_and_are_joined_where_they_are_wanted():
     made = []
 
     def new(like):
@@ -191,12 +192,53 @@ def test_gradients_are_written_where_they_are_wanted():
     first, second = jobs(2)
     evaluator.evaluate_one(first)
     evaluator.evaluate_one(second)
-    assert first.vector is made[0]
-    assert second.vector is made[1]
+    assert not made
     plain = SerialEvaluator(PROBLEM.model(), PROBLEM.loss, TRAIN)
-    for job in jobs(2):
+    for pieces, job in zip((first.vector, second.vector), jobs(2), strict=True):
         plain.evaluate_one(job)
-        assert any(torch.equal(job.vector, vector) for vector in made)
+        assert [t.shape for t in pieces.tensors] == [p.shape for p in plain.buffer.parameters]
+        gradient = Gradient(pieces, (0,), 0.0)
+        assert gradient.dense is pieces
+        assert torch.equal(gradient.vector, job.vector)
+        assert gradient.vector is gradient.dense is made[-1]
+    assert len(made) == 2
+
+
+class Repeated(nn.Module):
+    """Its gradient is one number, expanded to the parameter's shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, 2))
+
+    def forward(self, inputs):
+        return self.weight.sum() * inputs.mean()
+
+
+def test_a_gradient_that_is_no_piece_of_memory_is_joined():
+    train = Split(torch.ones(4, 2), torch.zeros(4))
+    evaluator = SerialEvaluator(Repeated(), lambda out, _: out, train, torch.empty_like)
+    job = Job(torch.ones(6), torch.arange(4), 0)
+    evaluator.evaluate_one(job)
+    assert torch.equal(job.vector, torch.ones(6))
+
+
+def test_parts_of_a_vector_in_pieces():
+    layout = Layout(("a", "b", "c"), ((2, 3), (), (5,)))
+    whole = torch.arange(12.0)
+    pieces = PiecewiseVector(
+        layout=layout, tensors=[v.clone() for v in layout.views(whole)], new=lambda: torch.empty(12)
+    )
+    assert (pieces.shape, pieces.nbytes) == ((12,), 48)
+    for start in range(12):
+        for stop in range(start + 1, 13):
+            assert torch.equal(torch.cat(pieces.parts(start, stop)), whole[start:stop])
+    before = pieces.tensors
+    pieces.keep()
+    before[0].zero_()
+    assert torch.equal(pieces.dense(), whole)
+    assert joined(whole) is whole
+    assert torch.equal(joined(pieces), whole)
 
 
 def test_freed_memory_is_kept_where_the_c_library_is_glibc():

@@ -247,7 +247,7 @@ class Gossip(Method):
             _, got = await node.recv(Centre, source=peer)
             mixed += got.parameters * peers.out[peer]
         node.load(mixed)
-        node.apply(gradient.vector, taken_at=gradient.version)
+        node.apply(gradient)
 
 
 @pytest.mark.parametrize("method", [GlobalAccumulation(), Gossip()])
@@ -274,7 +274,7 @@ async def rounds_once_more(self, node):
     gradient = await node.gradient()
     node.load(node.parameters + 1.0)
     node.load(node.parameters - 1.0)
-    node.apply(gradient.vector, taken_at=gradient.version)
+    node.apply(gradient)
 
 
 async def uses_the_hash(self, node):
@@ -288,7 +288,7 @@ UNSEEDED = []
 
 async def sleeps_for_ever_longer(self, node):
     gradient = await node.gradient()
-    node.apply(gradient.vector, taken_at=gradient.version)
+    node.apply(gradient)
     UNSEEDED.append(1)
     await node.sleep(1e-6 * len(UNSEEDED))
 
@@ -300,7 +300,7 @@ async def ascends(self, node):
 
 async def claims_the_future(self, node):
     gradient = await node.gradient()
-    node.apply(gradient.vector, taken_at=gradient.version + 1)
+    node.apply(gradient, taken_at=gradient.version + 1)
 
 
 async def claims_the_past(self, node):
@@ -315,24 +315,24 @@ async def applies_nothing(self, node):
 
 async def floods(self, node):
     gradient = await node.gradient()
-    node.apply(gradient.vector, taken_at=gradient.version)
+    node.apply(gradient)
     node.send((node.rank + 1) % node.size, Centre(node.parameters))
 
 
 async def alone(self, node):
     gradient = await node.gradient()
-    node.apply(gradient.vector, taken_at=gradient.version)
+    node.apply(gradient)
 
 
 async def waits_for_all(self, node):
     gradient = await node.gradient()
-    node.apply(gradient.vector, taken_at=gradient.version)
+    node.apply(gradient)
     await node.barrier()
 
 
 async def stops_talking(self, node):
     gradient = await node.gradient()
-    node.apply(gradient.vector, taken_at=gradient.version)
+    node.apply(gradient)
     if node.departed:
         await node.sleep(10.0)
 

@@ -212,7 +212,7 @@ class WeightSentLate(StochasticGradientPush):
     async def step(self, node):
         push_sum = node.state(PushSum)
         gradient = await node.gradient(at=node.parameters / push_sum.weight)
-        node.apply(gradient.vector, taken_at=gradient.version)
+        node.apply(gradient)
         peers = node.peers(self.topology)
         push_sum.weight *= peers.self_weight
         for peer, share in peers.out.items():
@@ -231,7 +231,7 @@ class RowStochastic(StochasticGradientPush):
     async def step(self, node):
         push_sum = node.state(PushSum)
         gradient = await node.gradient(at=node.parameters / push_sum.weight)
-        node.apply(gradient.vector, taken_at=gradient.version)
+        node.apply(gradient)
         peers = node.peers(self.topology)
         share = 1 / (len(peers.into) + 1)
         for peer in peers.out:
@@ -268,7 +268,7 @@ class SwapsValues(ADPSGD):
             node.load(answer.parameters)
         except PeerLost:
             pass
-        node.apply(gradient.vector, taken_at=gradient.version)
+        node.apply(gradient)
 
     async def answer(self, node):
         peer, offer = await node.recv(Offer)

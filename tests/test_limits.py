@@ -47,7 +47,7 @@ class Pulsing(Method):
 
     async def step(self, node: Node) -> None:
         gradient = await node.gradient()
-        node.apply(gradient.vector, taken_at=gradient.version)
+        node.apply(gradient)
 
     async def pulse(self, node: Node) -> None:
         await node.sleep(0.01)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from offbeat import methods
 from offbeat.methods import SGD
 from offbeat.runtime.errors import RunError
 from offbeat.runtime.loop import distribute
+from offbeat.suspensions import Gradient
 
 SYNCHRONOUS = ("AllReduceSGD", "SyncSGD", "DPSGD", "StochasticGradientPush", "LocalSGD", "SlowMo")
 ASYNCHRONOUS = ("AsyncSGD", "ADPSGD")
@@ -302,6 +304,48 @@ def test_what_the_optimizer_remembers_goes_on_inside():
 
 
 # What is refused
+
+
+class OneLate(SGD):
+    """Each gradient is applied a step late, although the loop uses its tensors again by then."""
+
+    held: ClassVar[list[Gradient]] = []
+
+    async def step(self, node):
+        self.held.append(await node.gradient())
+        if len(self.held) > 1:
+            node.apply(self.held.pop(0))
+
+
+def test_a_gradient_that_a_method_keeps_is_its_own():
+    model = nn.Linear(3, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    model.weight.grad = torch.zeros(1, 3)
+    sgd = torch.optim.SGD(model.parameters(), lr=1.0)
+    with distribute(model, sgd, method=OneLate()) as optimizer:
+        for k in (1.0, 10.0, 100.0):
+            model.weight.grad.fill_(k)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+    assert model.weight.tolist() == [[-11.0] * 3]
+
+
+def test_the_module_computes_with_the_worker_s_own_parameters():
+    model = small()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    with distribute(model, sgd, method=SGD()) as optimizer:
+        own = optimizer.node.parameters.data_ptr()
+        for step in range(3):
+            assert model[0].weight.data_ptr() == own
+            model(inputs(step)).sum().backward()
+            optimizer.step()
+        before = flat(model)
+        with optimizer.consensus() as common:
+            assert common[0].weight.data_ptr() != own
+            with torch.no_grad():
+                common[0].weight.zero_()
+        assert model[0].weight.data_ptr() == own
+        assert torch.equal(flat(model), before)
 
 
 def begun(model: nn.Module):

@@ -67,7 +67,7 @@ class InLockstep(StochasticGradientPush):
         z = node.parameters if push_sum.weight == 1.0 else node.parameters / push_sum.weight
         gradient = await node.gradient(at=z)
         lr_scale = min(1.0, push_sum.weight) if node.departed else 1.0
-        node.apply(gradient.vector, taken_at=gradient.version, lr_scale=lr_scale)
+        node.apply(gradient, lr_scale=lr_scale)
         peers = node.peers(self.topology)
         for peer, weight in peers.out.items():
             node.send(peer, Share(node.parameters * weight, push_sum.weight * weight))

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from offbeat.parameters import Layout, ParameterOptimizer
+from offbeat.methods import SGD
+from offbeat.parameters import Layout, ParameterOptimizer, PiecewiseVector
+from offbeat.testing import simulated, small_experiment
 
 shapes = st.lists(st.lists(st.integers(1, 6), max_size=3).map(tuple), min_size=1, max_size=8)
 layouts = shapes.map(lambda s: Layout(tuple(f"p{i}" for i in range(len(s))), tuple(s)))
@@ -210,3 +212,37 @@ def test_flatten_writes_where_it_is_told():
     tensors = layout.views(torch.arange(26.0))
     assert layout.flatten(tensors, out=out) is out
     assert torch.equal(out, torch.arange(26.0))
+
+
+@pytest.mark.parametrize("hidden", [16, 8192])
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad"])
+def test_a_step_along_pieces_has_the_bits_of_one_along_the_vector(name, hidden):
+    module = nn.Sequential(nn.Linear(64, hidden), nn.Linear(hidden, 1))
+    layout, factory = Layout.of(module), getattr(torch.optim, name)
+    ends = []
+    for whole in (True, False):
+        vector = torch.ones(layout.size)
+        optimizer = ParameterOptimizer(
+            vector, layout, lambda named: factory([p for _, p in named], lr=0.1, weight_decay=0.01)
+        )
+        for k in range(3):
+            gradient = torch.randn(layout.size, generator=torch.Generator().manual_seed(k))
+            pieces = PiecewiseVector(
+                layout=layout,
+                tensors=[view.clone() for view in layout.views(gradient)],
+                new=lambda: torch.empty(layout.size),
+            )
+            optimizer.step(gradient if whole else pieces)
+            assert torch.equal(pieces.dense(), gradient), "the gradient was changed"
+        ends.append(vector)
+    assert torch.equal(*ends)
+
+
+def test_a_vector_is_applied_with_its_version_only():
+    class Forgetful(SGD):
+        async def step(self, node):
+            gradient = await node.gradient()
+            node.apply(gradient.vector)
+
+    with pytest.raises(AssertionError, match=r"node\.apply\(vector\) needs taken_at"):
+        simulated(small_experiment(Forgetful(), workers=1, steps=1))

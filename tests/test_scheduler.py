@@ -323,7 +323,7 @@ class Later(ServerMethod):
 
     async def step(self, node):
         gradient = await node.gradient()
-        node.apply(gradient.vector, taken_at=gradient.version)
+        node.apply(gradient)
         node.send(node.server, Note(0))
         await node.recv(Never)
 

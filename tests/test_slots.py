@@ -20,6 +20,7 @@ from torch import Tensor
 from offbeat.runtime.framing import FrameError
 from offbeat.runtime.mappings import SLOT_LIMIT, Mappings
 from offbeat.runtime.slots import SEALS, SMALLEST, Pool, slot_size
+from offbeat.runtime.stitching import PAGE
 from offbeat.runtime.transport import Transport
 
 SECRET = b"the run's secret"
@@ -113,6 +114,33 @@ def mapped(tensor: Tensor) -> str:
         if start <= tensor.data_ptr() < end:
             return line
     raise AssertionError("mapped nowhere")
+
+
+def test_what_was_received_and_what_is_one_s_own_are_joined_in_place(hosts) -> None:
+    a, b = hosts(2)
+    half = 64 * PAGE // 4  # numbers in so many whole pages
+    sent = a.pool.tensor(half, torch.float32)
+    sent.copy_(torch.arange(half))
+    a.transport.send(1, sent)
+    (received,) = b.take(1)
+    own = b.pool.tensor(half, torch.float32)
+    own.copy_(torch.arange(half, 2 * half))
+    whole = b.transport.join([received, own])
+    assert whole is not None
+    assert torch.equal(whole, torch.arange(2 * half, dtype=torch.float32))
+    assert "memfd:offbeat" in mapped(whole)
+    # Ordinary memory is in no slot, and the same payload is found no more when it is garbage.
+    assert b.transport.join([received, torch.zeros(half)]) is None
+    # Lent until the whole is garbage, though the payload itself is not referred to.
+    del received
+    gc.collect()
+    settle(a.transport, b.transport)
+    (loan,) = a.pool._loans.values()
+    assert torch.equal(whole[:half], sent)
+    del whole
+    gc.collect()
+    settle(b.transport, a.transport)
+    assert loan.token not in a.pool._loans
 
 
 def test_a_slot_tensor_is_read_in_place_by_all(hosts) -> None:

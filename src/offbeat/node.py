@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from .parameters import Layout, OptimizerFactory, OuterOptimizer, ParameterOptimizer
+from .parameters import Dense, Layout, OptimizerFactory, OuterOptimizer, ParameterOptimizer
 from .schedule import Schedule
-from .suspensions import GradientRequest, Group, Receive, Sleep, Started
+from .suspensions import Gradient, GradientRequest, Group, Receive, Sleep, Started
 from .topology import Neighbors, Topology, neighbors
 
 if TYPE_CHECKING:
@@ -42,9 +42,10 @@ class Runtime(Protocol):
     def poll(self, node: Node, wanted: Receive[Any]) -> tuple[int, Any] | None: ...
     def start(self, node: Node, name: str, coroutine: Coroutine[Any, Any, R]) -> Started[R]: ...
     def all_reduce(
-        self, node: Node, values: Tensor, group: Group, tag: tuple[int, int]
+        self, node: Node, values: Dense, group: Group, tag: tuple[int, int]
     ) -> Awaitable[Tensor]: ...
-    def buffer(self, like: Tensor) -> Tensor: ...
+    def buffer(self, like: Tensor, size: int | None = None, at: int = 0) -> Tensor: ...
+    def join(self, pieces: Sequence[Tensor]) -> Tensor: ...
     def stepped(self, node: Node, staleness: int, mixes: int) -> None: ...
 
 
@@ -227,20 +228,35 @@ class Node:
         self.changes += 1
         self._mixes += 1
 
-    def apply(self, gradient: Tensor, taken_at: int | Sequence[int], lr_scale: float = 1.0) -> None:
-        """One step of the inner optimizer along `gradient` (d,).
+    def apply(
+        self,
+        gradient: Gradient | Tensor,
+        taken_at: int | Sequence[int] | None = None,
+        lr_scale: float = 1.0,
+    ) -> None:
+        """One step of the inner optimizer along a gradient of this node's, or a vector (d,).
 
-        `taken_at` is the version that the gradient was taken at; of a mean of several
+        Of a vector `taken_at` is the version that it was taken at; of a mean of several
         gradients, the version of each.
+
+        Raises:
+            TypeError: a vector without `taken_at`.
         """
         self._recount()
         self.changes += 1
+        if isinstance(gradient, Gradient):
+            taken_at = gradient.version if taken_at is None else taken_at
+            values = gradient.dense
+        else:
+            values = gradient
+        if taken_at is None:
+            raise TypeError("node.apply(vector) needs taken_at: the version of the gradient")
         contributions = (taken_at,) if isinstance(taken_at, int) else tuple(taken_at)
         mixes = self._mixes - self._mixes_at_snapshot
         for version in contributions:
             self.runtime.stepped(self, self.versions[0] - version, mixes)
         optimizer = self._optimizer or self.optimizer
-        optimizer.step(gradient, self.schedule.factor(self.samples) * lr_scale)
+        optimizer.step(values, self.schedule.factor(self.samples) * lr_scale)
         self.versions[0] += 1
         self.samples += self._samples_per_gradient * len(contributions)
         if self.shared is not None:
@@ -340,9 +356,11 @@ class Node:
         return self.runtime.start(self, coroutine.__name__, coroutine)
 
     def all_reduce(
-        self, x: Tensor, group: Sequence[int] | None = None, key: int | None = None
+        self, x: Gradient | Tensor, group: Sequence[int] | None = None, key: int | None = None
     ) -> Awaitable[Tensor]:
         """Await the mean of `x` over all workers or a group, in which all give the same shape.
+
+        The mean of a gradient is a vector (d,).
 
         Several may be open at once under different keys. Each member makes its calls under one
         key in the same order.
@@ -358,7 +376,8 @@ class Node:
         sequence = self._collectives.get((members, key), 0)
         self._collectives[members, key] = sequence + 1
         label = hash_of((members, key))
-        return self.runtime.all_reduce(self, x, members, (label, sequence))
+        values = x.dense if isinstance(x, Gradient) else x
+        return self.runtime.all_reduce(self, values, members, (label, sequence))
 
     def barrier(self) -> Awaitable[Tensor]:
         """Await until every worker has come to its barrier."""

@@ -128,6 +128,61 @@ def _coordinates(tensor: Tensor) -> tuple[Tensor, Tensor]:
     return flat.reshape(-1), tensor.values().reshape(-1)
 
 
+@dataclass(kw_only=True, eq=False)
+class PiecewiseVector:
+    """A vector (d,) as one dense tensor per parameter, joined only where it is wanted whole.
+
+    That costs a pass over memory, and what is not sent seldom needs it.
+    """
+
+    layout: Layout
+    tensors: Sequence[Tensor]
+    new: Callable[[], Tensor]
+    """Makes memory (d,) for it."""
+
+    @property
+    def shape(self) -> tuple[int]:
+        """(d,)"""
+        return (self.layout.size,)
+
+    @property
+    def nbytes(self) -> int:
+        return self.layout.size * self.tensors[0].itemsize
+
+    def dense(self) -> Tensor:
+        """The whole vector (d,), newly made."""
+        return self.layout.flatten(self.tensors, out=self.new())
+
+    def keep(self) -> None:
+        """Copy the tensors, which somebody will use anew."""
+        self.tensors = self.layout.views(self.dense())
+
+    @property
+    def can_stand(self) -> bool:
+        """Whether an optimizer takes the tensors as they are: dense, each in one piece, alike."""
+        dtype = self.tensors[0].dtype
+        return all(not t.is_sparse and t.is_contiguous() and t.dtype == dtype for t in self.tensors)
+
+    def parts(self, start: int, stop: int) -> list[Tensor]:
+        """What lies from `start` to `stop` in the whole: flat views, one of each tensor there."""
+        spans = self.layout.spans
+        return [
+            tensor.reshape(-1)[max(start - span.start, 0) : stop - span.start]
+            for tensor, span in zip(self.tensors, spans, strict=True)
+            if span.start < stop and start < span.stop
+        ]
+
+
+Dense = Tensor | PiecewiseVector
+Values = Dense | SparseVector
+"""Of a gradient (d,), as the model gives it."""
+
+
+def joined(values: Dense) -> Tensor:
+    """(d,) as one tensor, which is `values` itself if that is one."""
+    return values if isinstance(values, Tensor) else values.dense()
+
+
 COPIED = 1 << 20
 """Bytes of a gradient up to which a copy costs less than to point an optimizer at it."""
 UNUSABLE = {
@@ -149,7 +204,7 @@ class ParameterOptimizer:
         self._copies = parameters.nbytes <= COPIED or not reads_only
         self._gradient = parameters.new_zeros(parameters.numel() if self._copies else 0)
         if self._copies:
-            self._point_at(self._gradient)
+            self._point_at(layout.views(self._gradient))
         refusal = UNUSABLE.get(type(self.inner).__name__)
         if refusal is not None:
             raise ValueError(f"optimizer {type(self.inner).__name__} cannot be used: {refusal}")
@@ -157,20 +212,23 @@ class ParameterOptimizer:
         self._base_rates = [group["lr"] for group in self.inner.param_groups]
         self._scale = 1.0
 
-    def step(self, gradient: Tensor, scale: float = 1.0) -> None:
+    def step(self, gradient: Dense, scale: float = 1.0) -> None:
         """One step along `gradient` (d,), every learning rate multiplied by `scale`."""
-        if self._copies:
+        whole = isinstance(gradient, Tensor)
+        if not self._copies:
+            self._point_at(self._layout.views(gradient) if whole else gradient.tensors)
+        elif whole:
             self._gradient.copy_(gradient)
         else:
-            self._point_at(gradient)
+            self._layout.flatten(gradient.tensors, out=self._gradient)
         self.scale(scale)
         self._step()
         if not self._copies:
             self._let_go()
 
-    def _point_at(self, gradient: Tensor) -> None:
-        for parameter, view in zip(self._parameters, self._layout.views(gradient), strict=True):
-            parameter.grad = view
+    def _point_at(self, gradients: Sequence[Tensor]) -> None:
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
 
     def _let_go(self) -> None:
         """A gradient's memory may be another node's, who waits to use it again."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from .parameters import SparseVector
+from .parameters import Dense, PiecewiseVector, SparseVector, Values
 
 if TYPE_CHECKING:
     from .node import Node
@@ -42,29 +42,34 @@ class Gradient:
     """A minibatch gradient at a snapshot of the parameters.
 
     Args:
-        values: (d,), dense or sparse as the model gives it.
+        values: (d,), dense, sparse or in pieces, as the model gives it.
         versions: of each shard of the snapshot; one number unless servers share the parameters.
         loss: of the minibatch.
     """
 
-    __slots__ = ("_sparse", "_vector", "loss", "versions")
+    __slots__ = ("_sparse", "_values", "_vector", "loss", "versions")
 
-    def __init__(
-        self, values: Tensor | SparseVector, versions: tuple[int, ...], loss: float
-    ) -> None:
-        sparse = isinstance(values, SparseVector)
-        self._vector = None if sparse else values
-        self._sparse = values if sparse else None
+    def __init__(self, values: Values, versions: tuple[int, ...], loss: float) -> None:
+        self._values = values
+        self._vector = values if isinstance(values, Tensor) else None
+        self._sparse = values if isinstance(values, SparseVector) else None
         self.versions = versions
         self.loss = loss
 
     @property
     def vector(self) -> Tensor:
-        """(d,), dense; of a sparse gradient made when first asked for."""
+        """(d,), dense; of a gradient that is sparse or in pieces made when first asked for."""
         if self._vector is None:
-            assert self._sparse is not None
-            self._vector = self._sparse.dense()
+            assert not isinstance(self._values, Tensor)
+            self._vector = self._values.dense()
         return self._vector
+
+    @property
+    def dense(self) -> Dense:
+        """`vector`, or the pieces of it while nobody has wanted it whole."""
+        if self._vector is None and isinstance(self._values, PiecewiseVector):
+            return self._values
+        return self.vector
 
     def sparse(self) -> tuple[Tensor, Tensor]:
         """Coordinates that may be other than zero, (k,) int64 increasing, and their values (k,).

@@ -12,7 +12,8 @@ from .ring import chunk_bounds as chunk_bounds
 from .ring import ring_all_reduce as ring_all_reduce
 from .ring import ring_mean as ring_mean
 from .server import SERVER
-from .shared import SHARED
+from .shared import SHARED as SHARED
+from .shared import shared_all_reduce as shared_all_reduce
 from .tree import TREE
 from .whole_ring import WHOLE_RING
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -9,46 +11,71 @@ import torch
 from torch import Tensor
 
 from ..node import Node
+from ..parameters import Dense, joined
 from ..suspensions import Group
 from .algorithm import Algorithm, Chunk, Lines, Price, Tag, message_size
 from .ring import chunk_bounds, ring_mean
 
-WHOLE = 1 << 20
+WHOLE = 2 << 20
 """Bytes of the others' vectors up to which everyone reads them all: half as many waits."""
 BLOCK = 1 << 19
 """Numbers that are added and divided while they are in the cache."""
 
 
-async def shared_all_reduce(node: Node, x: Tensor, group: Group, tag: Tag = (0, 0)) -> Tensor:
+async def shared_all_reduce(node: Node, x: Dense, group: Group, tag: Tag = (0, 0)) -> Tensor:
     """The mean of `x` (any shape) over a group, by exchanges of everyone with everyone.
 
     Each member is sent its chunk of d/n by every other, adds the terms, and sends the mean to all:
-    as many bytes as in the ring, without passing any on. Two members, or small vectors, are
-    exchanged whole instead, and everyone adds up everything. The terms are added in the order of
-    the ring (`ring_all_reduce`), whose bits this gives.
+    as many bytes as in the ring, without passing any on. Small vectors are exchanged whole
+    instead, and everyone adds up everything. The terms are added in the order of the ring
+    (`ring_all_reduce`), whose bits this gives.
     """
-    n = len(group)
-    values = x.detach().reshape(-1)
-    if n == 1:
-        return values.clone().view(x.shape)
-    here = group.index(node.rank)
+    if len(group) == 1:
+        return joined(x).detach().clone()
+    reduce = _reduce_whole if _is_whole(len(group), x.nbytes) else _reduce_by_chunks
+    return (await reduce(node, x, group, tag)).view(x.shape)
+
+
+async def _reduce_whole(node: Node, x: Dense, group: Group, tag: Tag) -> Tensor:
+    n, values = len(group), joined(x).detach().reshape(-1)
+    vectors = await _exchange(node, [values] * n, group, tag)
+    mean = torch.empty_like(values)
     # Two terms have one sum, whichever comes first.
-    bounds = chunk_bounds(len(values), n) if n > 2 else [0, len(values)]
-    spans = [slice(start, end) for start, end in pairwise(bounds)]
-    if _is_whole(n, values.nbytes):
-        vectors = await _exchange(node, [values] * n, group, tag)
-        result = torch.empty_like(values)
-        if len(spans) == 1:
-            mean_of(vectors, out=result)
-        else:
-            for first, span in enumerate(spans):
-                mean_of([v[span] for v in vectors[first:] + vectors[:first]], out=result[span])
-    else:
-        terms = await _exchange(node, [values[span] for span in spans], group, tag)
-        mean = node.runtime.buffer(terms[here])
-        mean_of(terms[here:] + terms[:here], out=mean)
-        result = torch.cat(await _exchange(node, [mean] * n, group, tag))
-    return result.view(x.shape)
+    bounds = chunk_bounds(len(values), n if n > 2 else 1)
+    for first, span in enumerate(itertools.starmap(slice, pairwise(bounds))):
+        mean_of([v[span] for v in vectors[first:] + vectors[:first]], out=mean[span])
+    return mean
+
+
+async def _reduce_by_chunks(node: Node, x: Dense, group: Group, tag: Tag) -> Tensor:
+    """Of a vector in pieces only what the others read is joined."""
+    n, here = len(group), group.index(node.rank)
+    bounds = chunk_bounds(math.prod(x.shape), n)
+    chunks = [_parts(x, start, stop) for start, stop in pairwise(bounds)]
+    own = chunks[here]
+    outgoing = [_joined(node, chunk) if chunk is not own else own[0] for chunk in chunks]
+    received = await _exchange(node, outgoing, group, tag)
+    others = received[here + 1 :] + received[:here]
+    start, stop = bounds[here : here + 2]
+    mean = node.runtime.buffer(own[0], stop - start, at=start)
+    done = 0
+    for part in own:
+        span = slice(done, done + len(part))
+        mean_of([part, *(other[span] for other in others)], out=mean[span])
+        done = span.stop
+    return node.runtime.join(await _exchange(node, [mean] * n, group, tag))
+
+
+def _parts(x: Dense, start: int, stop: int) -> list[Tensor]:
+    """Flat views, one after the other, of what lies from `start` to `stop`."""
+    return [x.detach().reshape(-1)[start:stop]] if isinstance(x, Tensor) else x.parts(start, stop)
+
+
+def _joined(node: Node, parts: Sequence[Tensor]) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    size = sum(len(part) for part in parts)
+    return torch.cat(list(parts), out=node.runtime.buffer(parts[0], size))
 
 
 async def _exchange(node: Node, outgoing: Sequence[Tensor], group: Group, tag: Tag) -> list[Tensor]:
@@ -87,7 +114,7 @@ def mean_of(terms: Sequence[Tensor], out: Tensor) -> None:
 
 
 def _is_whole(n: int, nbytes: float) -> bool:
-    return n == 2 or (n - 1) * nbytes <= WHOLE
+    return (n - 1) * nbytes <= WHOLE
 
 
 def shared_price(

@@ -72,7 +72,7 @@ class ADPSGD(Method):
         averaging = node.start(self._average(node))
         gradient = await node.gradient()  # The averaging goes on meanwhile.
         await averaging
-        node.apply(gradient.vector, taken_at=gradient.version)
+        node.apply(gradient)
 
     async def _average(self, node: Node) -> None:
         neighbours = sorted(node.peers(self.topology).out)

@@ -23,7 +23,7 @@ class AllReduceSGD(Method):
 
     async def step(self, node: Node) -> None:
         gradient = await node.gradient()
-        mean = await node.all_reduce(gradient.vector)
+        mean = await node.all_reduce(gradient)
         node.apply(mean, taken_at=gradient.version)
 
     def agreed(self, round: int) -> bool:

@@ -179,7 +179,7 @@ class AsyncLocalSGD(ServerMethod):
             run.start, run.done, run.began = node.parameters.clone(), 0, node.now
             run.steps = run.steps or self.local_steps
         gradient = await node.gradient()
-        node.apply(gradient.vector, taken_at=gradient.version)
+        node.apply(gradient)
         run.done += 1
         if run.done == run.steps:
             await self._exchange(node, run, run.start - node.parameters)

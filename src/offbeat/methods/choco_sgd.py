@@ -86,7 +86,7 @@ class ChocoSGD(Method):
 
     async def step(self, node: Node) -> None:
         gradient = await node.gradient()
-        node.apply(gradient.vector, taken_at=gradient.version)
+        node.apply(gradient)
         peers, copies = node.peers(self.topology), node.state(Copies).of
         for rank in (node.rank, *peers.into):
             copies.setdefault(rank, torch.zeros_like(node.parameters))

@@ -64,4 +64,4 @@ class DPSGD(Method):
             _, weighted = await node.recv(Weighted, source=peer)
             node.mix(scale=own_weight, add=weighted.parameters)
             own_weight = 1.0
-        node.apply(gradient.vector, taken_at=gradient.version)
+        node.apply(gradient)

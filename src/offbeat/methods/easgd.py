@@ -83,4 +83,4 @@ class ElasticAveragingSGD(ServerMethod):
             for shard in node.shards:
                 _, answer = await node.recv(Difference, source=shard.server)
                 node.mix(add=answer.delta, part=shard)
-        node.apply(gradient.vector, taken_at=gradient.version)
+        node.apply(gradient)

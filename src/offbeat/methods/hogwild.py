@@ -34,7 +34,7 @@ class Hogwild(Method):
 
     async def step(self, node: Node) -> None:
         gradient = await node.gradient()
-        node.apply(gradient.vector, taken_at=gradient.version)
+        node.apply(gradient)
 
     def model(self, nodes: Sequence[Holder]) -> Tensor:
         """The one vector (d,)."""

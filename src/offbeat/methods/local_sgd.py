@@ -33,7 +33,7 @@ class LocalSGD(Method):
 
     async def step(self, node: Node) -> None:
         gradient = await node.gradient()
-        node.apply(gradient.vector, taken_at=gradient.version)
+        node.apply(gradient)
         if self.agreed(node.round):
             await self.synchronize(node)
 

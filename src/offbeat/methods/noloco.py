@@ -108,7 +108,7 @@ class NoLoCo(Method):
             own.slow = node.parameters.clone()
             own.momentum = torch.zeros_like(own.slow)
         gradient = await node.gradient()
-        node.apply(gradient.vector, taken_at=gradient.version)
+        node.apply(gradient)
         if (node.round + 1) % self.local_steps:
             return
         mean_slow, mean_change = own.slow, node.parameters - own.slow

@@ -67,7 +67,7 @@ class RelaySGD(Method):
     async def step(self, node: Node) -> None:
         received = node.state(Relays).of
         gradient = await node.gradient()
-        node.apply(gradient.vector, taken_at=gradient.version)
+        node.apply(gradient)
         # With those who have departed: without them the tree falls apart.
         peers = neighbors(self.topology, len(node.workers), node.rank, node.round).into
         for peer in peers:

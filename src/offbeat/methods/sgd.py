@@ -25,4 +25,4 @@ class SGD(Method):
 
     async def step(self, node: Node) -> None:
         gradient = await node.gradient()
-        node.apply(gradient.vector, taken_at=gradient.version)
+        node.apply(gradient)

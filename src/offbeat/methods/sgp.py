@@ -32,14 +32,17 @@ class PushSum:
 
     weight: float = 1.0
     """w: over all workers and messages in flight, the w sum to n."""
+    kept: float = 1.0
+    """The part of its w and its x that is still its own; the rest is in the shares it sent."""
     owed: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     """Round and sender of the shares that have not been added, oldest first."""
 
 
 def _held(node: Node) -> Tensor:
     """x and w, (d + 1,)."""
-    weight = node.parameters.new_tensor([node.state(PushSum).weight])
-    return torch.cat([node.parameters, weight])
+    push_sum = node.state(PushSum)
+    weight = node.parameters.new_tensor([push_sum.weight])
+    return push_sum.kept * torch.cat([node.parameters, weight])
 
 
 def _carried(message: Any) -> Tensor | None:
@@ -92,17 +95,23 @@ class StochasticGradientPush(Method):
         z = node.parameters if push_sum.weight == 1.0 else node.parameters / push_sum.weight
         gradient = await node.gradient(at=z)
         lr_scale = min(1.0, push_sum.weight) if node.departed else 1.0
-        node.apply(gradient.vector, taken_at=gradient.version, lr_scale=lr_scale)
+        node.apply(gradient, lr_scale=lr_scale)
         peers = node.peers(self.topology)
         drained = bool(node.departed) and push_sum.weight < LEAST
         for peer, weight in peers.out.items():
             share = 0.0 if drained else weight
             node.send(peer, Share(node.scaled(share), push_sum.weight * share))
-        kept = 1.0 if drained else peers.self_weight
-        node.mix(scale=kept)
-        push_sum.weight *= kept
+        push_sum.kept = 1.0 if drained else peers.self_weight
         push_sum.owed += [(node.round, peer) for peer in peers.into]
         await self._add_shares(node, due=node.round - self.overlap)
+        self._mix(node)
+
+    def _mix(self, node: Node, x: Tensor | None = None, w: float = 0.0) -> None:
+        """Keep what is left of x and w after the shares sent, and add what has come."""
+        push_sum = node.state(PushSum)
+        node.mix(scale=push_sum.kept, add=x)
+        push_sum.weight = push_sum.kept * push_sum.weight + w
+        push_sum.kept = 1.0
 
     async def _add_shares(self, node: Node, due: int) -> None:
         """Add the shares that are here, after waiting for those of rounds up to `due`."""
@@ -121,9 +130,8 @@ class StochasticGradientPush(Method):
                 found = node.poll(Share, source=peer)
             if found is None:
                 late.append((round, peer))
-                continue
-            node.mix(add=found[1].parameters)
-            push_sum.weight += found[1].weight
+            else:
+                self._mix(node, found[1].parameters, found[1].weight)
         push_sum.owed = late
 
     async def settle(self, node: Node) -> None:
@@ -133,9 +141,11 @@ class StochasticGradientPush(Method):
         """sum x / sum w."""
         if not nodes:
             raise ModelLost("no worker is left")
-        total = torch.stack([node.parameters for node in nodes]).sum(dim=0)
-        return total / sum(node.state(PushSum).weight for node in nodes)
+        states = [node.state(PushSum) for node in nodes]
+        own = zip(nodes, states, strict=True)
+        total = torch.stack([state.kept * node.parameters for node, state in own]).sum(dim=0)
+        return total / sum(state.kept * state.weight for state in states)
 
     def restart(self, node: Node, x: Tensor) -> None:
         node.load(x)
-        node.state(PushSum).weight = 1.0
+        node.states[PushSum] = PushSum()

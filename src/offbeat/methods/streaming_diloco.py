@@ -136,7 +136,7 @@ class StreamingDiLoCo(Method):
             for p, spans in enumerate(fragments)
         ]
         gradient = await node.gradient()
-        node.apply(gradient.vector, taken_at=gradient.version)
+        node.apply(gradient)
         t, pending = node.round + 1, node.state(Reductions).pending
         for p, spans in enumerate(fragments):
             offset = p * self.local_steps // self.fragments

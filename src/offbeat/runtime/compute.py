@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from queue import SimpleQueue
 from textwrap import shorten
@@ -20,7 +21,7 @@ from torch.func import (
 )
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ..parameters import Layout, SparseVector
+from ..parameters import Layout, PiecewiseVector, Values
 from ..problems import Split
 from .errors import RunError
 
@@ -41,7 +42,7 @@ class Job:
         self.snapshot = snapshot  # (d,)
         self.indices = indices  # (b,) training samples
         self.seed = seed
-        self.vector: Tensor | SparseVector | None = None
+        self.vector: Values | None = None
         self.loss = float("nan")
 
 
@@ -54,9 +55,8 @@ COPIED = 1 << 20
 class EvaluationBuffer:
     """A module whose parameters are views of one flat tensor, into which snapshots are loaded.
 
-    The views are separate from every node's parameters: whoever changes those between a forward
-    and its backward cannot spoil the gradient. `hold` copies no large snapshot: that is for those
-    that nobody changes.
+    Parameters that somebody may change between a forward and its backward are to be copied before:
+    `hold` lets the module compute with a snapshot itself, if that is cheaper than a copy.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -67,16 +67,35 @@ class EvaluationBuffer:
         self._held = torch.empty(0)
         self._bind(self.flat)
 
-    def hold(self, snapshot: Tensor) -> None:
-        """Give the module the parameters (d,); nobody may change them while it computes."""
+    def hold(self, snapshot: Tensor, *, again: bool = False) -> None:
+        """Give the module the parameters (d,); nobody may change them while it computes.
+
+        Args:
+            again: the same tensor will be held at the next steps too.
+        """
         if snapshot is self._held:
             return
         aligned = snapshot.data_ptr() % ALIGNMENT == 0
-        if snapshot.nbytes > COPIED and aligned and snapshot.is_contiguous():
+        if (again or snapshot.nbytes > COPIED) and aligned and snapshot.is_contiguous():
             self._bind(snapshot)
         else:
-            self._bind(self.flat)
-            self.flat.copy_(snapshot)
+            self.load(snapshot)
+
+    def load(self, vector: Tensor) -> None:
+        """Give the module a copy of the parameters (d,)."""
+        self._bind(self.flat)
+        self.flat.copy_(vector)
+
+    @contextmanager
+    def showing(self, vector: Tensor) -> Generator[None]:
+        """Give the module a copy of other parameters (d,) for a while."""
+        held, own = self._held, self.flat.clone()
+        self.load(vector)
+        try:
+            yield
+        finally:
+            self.flat.copy_(own)
+            self._bind(held)
 
     def _bind(self, flat: Tensor) -> None:
         if flat is not self._held:
@@ -106,7 +125,8 @@ class SerialEvaluator(Evaluator):
     """One gradient after the other, as a plain training loop computes them.
 
     Args:
-        new: makes the tensor, like a given one, that a dense gradient is written to.
+        new: makes the tensor, like a given one, that a gradient is joined in. Gradients are left in
+            pieces then, which nobody changes, until somebody wants one whole.
     """
 
     def __init__(
@@ -114,7 +134,7 @@ class SerialEvaluator(Evaluator):
         module: nn.Module,
         loss: Loss,
         train: Split,
-        new: Callable[[Tensor], Tensor] = torch.empty_like,
+        new: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.buffer = EvaluationBuffer(module)
         self._loss = loss
@@ -136,12 +156,16 @@ class SerialEvaluator(Evaluator):
         inputs, targets = self._train.inputs[job.indices], self._train.targets[job.indices]
         loss = self._loss(self.buffer.module(inputs), targets)
         gradients = torch.autograd.grad(loss, self.buffer.parameters)
-        sparse = any(gradient.is_sparse for gradient in gradients)
-        layout = self.buffer.layout
-        if sparse:
+        layout, new = self.buffer.layout, self._new
+        if any(gradient.is_sparse for gradient in gradients):
             job.vector = layout.flatten_sparse(gradients)
+        elif new is None:
+            job.vector = layout.flatten(gradients)
         else:
-            job.vector = layout.flatten(gradients, out=self._new(self.buffer.flat))
+            pieces = PiecewiseVector(
+                layout=layout, tensors=gradients, new=lambda: new(self.buffer.flat)
+            )
+            job.vector = pieces if pieces.can_stand else pieces.dense()
         job.loss = loss.item()
 
 

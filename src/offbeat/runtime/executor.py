@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import torch
@@ -31,9 +31,18 @@ class Executor(ABC):
     @abstractmethod
     def meet(self, task: Task, meet: Meet) -> None: ...
 
-    def buffer(self, like: Tensor) -> Tensor:
-        """A tensor like that one, its contents undefined, in memory that is good to send from."""
-        return torch.empty_like(like)
+    def buffer(self, like: Tensor, size: int | None = None, at: int = 0) -> Tensor:
+        """A tensor like that one, its contents undefined, in memory that is good to send from.
+
+        Args:
+            size: of a flat one; that one's shape if None.
+            at: how many numbers come before it in the vector that `join` will make of it.
+        """
+        return torch.empty_like(like) if size is None else like.new_empty(size)
+
+    def join(self, pieces: Sequence[Tensor]) -> Tensor:
+        """Flat tensors one after the other; without a copy where they lie well for that."""
+        return torch.cat(list(pieces))
 
     @abstractmethod
     def next_round(self, task: Task) -> bool:

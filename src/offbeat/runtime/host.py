@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..collectives import algorithm_for
+from ..collectives import SHARED, algorithm_for, shared_all_reduce
 from ..messages import codec_of, unpack
 from ..method import Method
 from ..node import Node
-from ..parameters import SparseVector
+from ..parameters import Dense, Values, joined
 from ..suspensions import Gradient, GradientRequest, Group, Meet, Receive
 from ..trace import DELIVERED, FAULT_KINDS, LOST
 from .capture import capture, read_state, restore
@@ -34,6 +34,7 @@ from .records import Records
 from .scheduler import Scheduler
 from .slots import SHARED_FROM
 from .status import Snapshot, Status
+from .stitching import padding
 from .tasks import Task
 from .tls import TLS
 from .transport import Transport
@@ -346,7 +347,7 @@ class Host(Executor):
         self,
         task: Task,
         request: GradientRequest,
-        vector: Tensor | SparseVector,
+        vector: Values,
         loss: float,
         began: int,
     ) -> None:
@@ -413,18 +414,27 @@ class Host(Executor):
             self.records.message(node.rank, to, message, size, self.elapsed, LOST)
 
     def all_reduce(
-        self, node: Node, values: Tensor, group: Group, tag: tuple[int, int]
+        self, node: Node, values: Dense, group: Group, tag: tuple[int, int]
     ) -> Awaitable[Tensor]:
         machines = {self.machines[self.placement[rank]] for rank in group}
         algorithm = algorithm_for(self._all_reduce, on_one_machine=len(machines) == 1)
         if not self._is_alone(node):
-            values = values.detach().clone()
-        return algorithm.run(node, values, group, tag)
+            values = joined(values).detach().clone()
+        if algorithm is SHARED:  # Which takes it in pieces, too.
+            return shared_all_reduce(node, values, group, tag)
+        return algorithm.run(node, joined(values), group, tag)
 
-    def buffer(self, like: Tensor) -> Tensor:
-        if not like.is_cpu or like.nbytes < SHARED_FROM:
-            return torch.empty_like(like)
-        return self.transport.pool.tensor(like.numel(), like.dtype).view(like.shape)
+    def buffer(self, like: Tensor, size: int | None = None, at: int = 0) -> Tensor:
+        shape = like.shape if size is None else torch.Size([size])
+        count, width = shape.numel(), like.itemsize
+        if not like.is_cpu or count * width < SHARED_FROM:
+            return like.new_empty(shape)
+        lead = padding(at * width) // width
+        return self.transport.pool.tensor(lead + count, like.dtype)[lead:].view(shape)
+
+    def join(self, pieces: Sequence[Tensor]) -> Tensor:
+        stitched = self.transport.join(pieces)
+        return torch.cat(list(pieces)) if stitched is None else stitched
 
     # What the scheduler leaves to the runtime
 

@@ -17,17 +17,15 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from .framing import FrameError
-from .slots import SEALS
+from .pages import Pagemap
+from .slots import SEALS, Place
 
 SLOT_LIMIT = 64
 """Slots that one host may have us map."""
 BYTE_LIMIT = 1 << 38
 """Address space that one host may have us map; the memory is the sender's."""
 DESCRIPTORS_PER_READ = 4
-_PRESENT, _OF_FILE = np.uint64(1 << 63), np.uint64(1 << 61)
 _DESCRIPTOR_BYTES = array.array("i").itemsize
 _ANCILLARY_BYTES = socket.CMSG_SPACE(DESCRIPTORS_PER_READ * _DESCRIPTOR_BYTES)
 _TRUNCATED = int(socket.MSG_CTRUNC)  # With the enumeration's own member `&` takes microseconds.
@@ -91,7 +89,9 @@ class Mappings:
         self._on_release = on_release
         self._read: deque[tuple[_Mapped, mmap.mmap]] = deque()
         self._bytes = 0
-        self._pagemap: int | None = None
+        self._pagemap = Pagemap()
+        self._lent: dict[int, Place] = {}
+        """By the address of what is lent."""
 
     def add(self, number: int, size: int, fd: int) -> None:
         """Know a slot by its descriptor, which is closed if it is refused.
@@ -127,8 +127,14 @@ class Mappings:
         self.tidy()
         memory = slot.idle.pop() if slot.idle else self._map(slot)
         lent = (ctypes.c_ubyte * length).from_buffer(memory, offset)
-        weakref.finalize(lent, self._release, slot, memory, token).atexit = False
+        address = ctypes.addressof(lent)
+        self._lent[address] = Place(slot, slot.fd, offset)
+        weakref.finalize(lent, self._release, slot, memory, token, address).atexit = False
         return memoryview(lent).cast("B")
+
+    def place(self, address: int) -> Place | None:
+        """Where the payload that begins at that address lies in its host's slot."""
+        return self._lent.get(address)
 
     def close(self) -> None:
         """Let go of all slots; payloads that are still referred to live on."""
@@ -136,9 +142,8 @@ class Mappings:
             os.close(slot.fd)
         self._slots.clear()
         self._read.clear()
-        if self._pagemap is not None:
-            os.close(self._pagemap)
-            self._pagemap = None
+        self._lent.clear()
+        self._pagemap.close()
 
     def _map(self, slot: _Mapped) -> mmap.mmap:
         if self._bytes + slot.size > BYTE_LIMIT:
@@ -150,7 +155,8 @@ class Mappings:
         self._bytes += slot.size
         return memory
 
-    def _release(self, slot: _Mapped, memory: mmap.mmap, token: int) -> None:
+    def _release(self, slot: _Mapped, memory: mmap.mmap, token: int, address: int) -> None:
+        self._lent.pop(address, None)
         self._read.append((slot, memory))
         self._on_release(token)
 
@@ -158,19 +164,7 @@ class Mappings:
         """Make the mappings of loans that were released ready for the next."""
         while self._read:
             slot, memory = self._read.popleft()
-            if self._has_private_pages(memory):
+            address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+            if self._pagemap.has_private(address, len(memory)):
                 memory.madvise(mmap.MADV_DONTNEED)
             slot.idle.append(memory)
-
-    def _has_private_pages(self, memory: mmap.mmap) -> bool:
-        """Whether this process has written to some page, which so is no longer the file's."""
-        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        entries = len(memory) // mmap.PAGESIZE
-        try:
-            if self._pagemap is None:
-                self._pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-            content = os.pread(self._pagemap, entries * 8, address // mmap.PAGESIZE * 8)
-        except OSError:
-            return True
-        pages = np.frombuffer(content, dtype=np.uint64)
-        return len(pages) != entries or bool(((pages & (_PRESENT | _OF_FILE)) == _PRESENT).any())

@@ -4,13 +4,16 @@ import socket
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
 
 from .acceptor import Acceptor
 from .framing import FrameError, Kind
 from .peer import Peer
 from .reactor import Reactor
-from .slots import Pool
+from .slots import Place, Pool
+from .stitching import Stitcher
 
 STEPS_PER_EVENT = 32
 """Receives from one peer before the others have their turn."""
@@ -45,6 +48,7 @@ class Mesh:
         self._on_tick, self._tick, self._patience = on_tick, tick, patience
         self._limit = limit
         self.pool = Pool()
+        self._stitcher = Stitcher()
         self.peers: dict[int, Peer] = {}
         """The last connection to each host."""
         self.open: set[Peer] = set()
@@ -78,6 +82,19 @@ class Mesh:
         peer = self.peers.get(host)
         return peer is not None and peer.reading
 
+    def join(self, pieces: Sequence[Tensor]) -> Tensor | None:
+        """Contiguous flat tensors as one, without a copy; None if they do not all lie in slots."""
+        places: list[Place] = []
+        for piece in pieces:
+            found = self.pool.place(piece)
+            peers = iter(list(self.peers.values()))
+            while found is None and (peer := next(peers, None)) is not None:
+                found = peer.place(piece)
+            if found is None:
+                return None
+            places.append(found)
+        return self._stitcher.join(pieces, places)
+
     def forget(self) -> None:
         """In a forked child, which has the descriptors but not the thread, let go of them.
 
@@ -88,6 +105,7 @@ class Mesh:
         # The old locks may be held, for ever, by threads that are not here.
         self.changed = threading.Condition()
         self.reactor.forget()
+        self._stitcher = Stitcher()
         if self._acceptor is not None:
             self._acceptor.forget()
         for peer in self.open:
@@ -240,4 +258,5 @@ class Mesh:
         with self.changed:
             self.ended = True
             self.changed.notify_all()
+        self._stitcher.close()
         self.pool.close()

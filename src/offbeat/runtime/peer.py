@@ -19,7 +19,7 @@ from .mappings import SLOT_LIMIT, DescriptorReceiver, Mappings
 from .outbox import SLOT, Outbox
 from .payload import compose, split
 from .reactor import Reactor
-from .slots import SHARED_FROM, Loan, Pool
+from .slots import SHARED_FROM, Loan, Place, Pool
 from .tls import has_pending
 
 Part: TypeAlias = "bytes | bytearray | memoryview | Tensor"
@@ -117,6 +117,10 @@ class Peer:
         elif frame.kind is not Kind.BEAT:
             raise FrameError(f"frame {frame.kind.name} after the handshake")
         return None
+
+    def place(self, payload: Tensor) -> Place | None:
+        """Where a payload that it has sent lies in a slot of its own, while it is referred to."""
+        return self._mappings.place(payload.data_ptr())
 
     @property
     def has_more(self) -> bool:

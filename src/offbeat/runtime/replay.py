@@ -15,7 +15,7 @@ from ..experiment import Experiment
 from ..messages import codec_of
 from ..method import Method
 from ..node import Node
-from ..parameters import SparseVector
+from ..parameters import Dense, Values, joined
 from ..runs import Run
 from ..suspensions import Gradient, GradientRequest, Group, Meet, PeerLost, Receive
 from ..trace import DELIVERED, Trace
@@ -66,7 +66,7 @@ class Replay(Executor):
         self,
         method: Method,
         journals: Path,
-        gradient: Callable[[Node, GradientRequest], tuple[Tensor | SparseVector, float]],
+        gradient: Callable[[Node, GradientRequest], tuple[Values, float]],
         settings: Callable[[Node, int], Sequence[Mapping[str, Any]]] | None = None,
         all_reduce: str = "ring",
     ) -> None:
@@ -247,11 +247,11 @@ class Replay(Executor):
         self.scheduler.deliver(to, node.rank, codec.copy(message))
 
     def all_reduce(
-        self, node: Node, values: Tensor, group: Group, tag: tuple[int, int]
+        self, node: Node, values: Dense, group: Group, tag: tuple[int, int]
     ) -> Awaitable[Tensor]:
         on_one_machine = len({self._machines[rank] for rank in group}) == 1
         algorithm = algorithm_for(self._all_reduce, on_one_machine)
-        return algorithm.run(node, values.detach().clone(), group, tag)
+        return algorithm.run(node, joined(values).detach().clone(), group, tag)
 
     # What the scheduler leaves to the runtime
 
@@ -288,7 +288,7 @@ def replay_run(experiment: Experiment, journals: Path) -> Run:
     world = World(experiment)
     evaluator = SerialEvaluator(world.make_module(), world.problem.loss, world.data.train)
 
-    def computed(node: Node, request: GradientRequest) -> tuple[Tensor | SparseVector, float]:
+    def computed(node: Node, request: GradientRequest) -> tuple[Values, float]:
         job = world.job(node.rank, request)
         evaluator.evaluate_one(job)
         assert job.vector is not None

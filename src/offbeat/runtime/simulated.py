@@ -13,6 +13,7 @@ from ..collectives import ALGORITHMS
 from ..experiment import Experiment
 from ..method import ModelLost
 from ..node import Node
+from ..parameters import Dense, joined
 from ..runs import Metrics, Run
 from ..suspensions import Gradient, GradientRequest, Group, Meet, PeerLost, Receive
 from ..trace import Trace
@@ -303,12 +304,12 @@ class Simulation(Executor):
         self.post.send(node.rank, to, message)
 
     def all_reduce(
-        self, node: Node, values: Tensor, group: Group, tag: tuple[int, int]
+        self, node: Node, values: Dense, group: Group, tag: tuple[int, int]
     ) -> Awaitable[Tensor]:
-        values = values.detach().clone()
+        own = joined(values).detach().clone()
         if self._priced:
-            return self.meetings.reduce(node, Meet(values, group, tag))
-        return self._all_reduce.run(node, values, group, tag)
+            return self.meetings.reduce(node, Meet(own, group, tag))
+        return self._all_reduce.run(node, own, group, tag)
 
     # What the scheduler leaves to the runtime
 

@@ -59,6 +59,16 @@ class Slot:
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
 
 
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where bytes lie in a slot, of this host or of another."""
+
+    slot: object
+    """The same for the same slot."""
+    fd: int
+    offset: int
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Loan:
     """Bytes in a slot that a host has been sent and may still read."""
@@ -114,6 +124,13 @@ class Pool:
         except OSError:
             return torch.empty(count, dtype=dtype)
         return torch.frombuffer(memory, dtype=dtype, count=count)
+
+    def place(self, tensor: Tensor) -> Place | None:
+        """Where a tensor lies, if in one of these slots."""
+        slot = self._slot_of(tensor)
+        if slot is None:
+            return None
+        return Place(slot, slot.fd, tensor.data_ptr() - slot.address)
 
     def buffer(self, size: int) -> memoryview:
         """Writable bytes, recycled when nothing refers to them any more.

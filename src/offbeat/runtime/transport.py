@@ -226,6 +226,18 @@ class Transport:
         """
         return self.pool.changed_after_send()
 
+    def join(self, pieces: Sequence[Tensor]) -> Tensor | None:
+        """Flat tensors of one dtype, one after the other, without a copy.
+
+        Each is whole: a payload that was received in a slot, or lies in one of `pool`. It must
+        begin, in its slot, as far into a page as it will in the whole (`stitching.padding`). The
+        tensor returned is the caller's own to write; the pieces are kept while it lives.
+
+        Returns:
+            None where that cannot be.
+        """
+        return self._mesh.join(pieces)
+
     @property
     def outbox_bytes(self) -> int:
         """Bytes queued for all peers together: sent by the caller, not yet taken by the system."""

@@ -20,7 +20,7 @@ from ..batch_norm import (
 from ..experiment import Experiment
 from ..method import Holder
 from ..node import Node, Runtime, Shard, SharedParameters
-from ..parameters import Layout, SparseVector
+from ..parameters import Layout, PiecewiseVector, SparseVector, Values
 from ..problems import IID, Batches, Partition, shard, top_up
 from ..problems.classification import class_beyond
 from ..runs import Metrics
@@ -283,8 +283,10 @@ def require_finite(job: Job, rank: int, step: int, seconds: float) -> None:
     )
 
 
-def _finite(vector: Tensor | SparseVector | None) -> bool:
+def _finite(vector: Values | None) -> bool:
     assert vector is not None
+    if isinstance(vector, PiecewiseVector):
+        return all(map(_finite, vector.tensors))
     values = vector.values if isinstance(vector, SparseVector) else vector
     # One pass is enough where the sum is finite; that of large numbers may overflow.
     return math.isfinite(values.sum().item()) or bool(values.isfinite().all())

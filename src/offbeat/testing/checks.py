@@ -141,7 +141,7 @@ def check_staleness(method: Method, *, workers: int = 4) -> None:
     steps = simulated(small_experiment(method, workers=workers, cluster=slow)).trace.steps
     bound = method.staleness_bound(workers)
     name = type(method).__name__
-    assert len(steps), f"{name} applied no gradient; call node.apply(gradient.vector, taken_at=...)"
+    assert len(steps), f"{name} applied no gradient; call node.apply(gradient)"
     for row in steps:
         staleness, version = int(row["staleness"]), int(row["version"])
         assert 0 <= staleness <= version, (

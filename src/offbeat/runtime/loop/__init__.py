@@ -42,8 +42,8 @@ def distribute(
     it is evaluated, for its statistics are still the rank's own.
 
     Args:
-        model: those of its parameters that require gradients become views of a buffer into which
-            each step's snapshot is loaded.
+        model: those of its parameters that require gradients become views of the worker's, or of a
+            copy where they can change during a gradient. They are to be read only.
         optimizer: of all of these; it becomes the inner optimizer.
         method: what happens at each step.
         scaler: the GradScaler that will step the optimizer, so that its scale is lowered also

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.optim import Optimizer
 
 from ...method import Method
 from ...node import Node
+from ...parameters import PiecewiseVector
 from ...suspensions import GradientRequest
 from ..compute import EvaluationBuffer
 from ..errors import RunError
@@ -142,13 +144,16 @@ class DistributedOptimizer(Optimizer):
             return loss
         self._retune_if_changed()
         task, request = self._current
-        vector = self._gradient()
+        gradient = self._gradient()
         self._current = None
-        if self._log is not None:
-            self._log.append(vector)
+        pieces = weakref.ref(gradient) if isinstance(gradient, PiecewiseVector) else None
         value = float("nan") if loss is None else float(torch.as_tensor(loss).detach())
-        self.host.fulfil(task, request, vector, value, self.host.elapsed)
+        self.host.fulfil(task, request, gradient, value, self.host.elapsed)
+        del gradient
         self._next()
+        # The pieces are `.grad`, which the user's loop will write to again.
+        if pieces is not None and (still_wanted := pieces()) is not None:
+            still_wanted.keep()
         return loss
 
     def _skipped(self) -> bool:
@@ -171,18 +176,29 @@ class DistributedOptimizer(Optimizer):
                 own.fill_(1.0)
         return anywhere
 
-    def _gradient(self) -> Tensor:
-        """What is handed over: of scaled gradients unscaled, and clipped if so asked, (d,)."""
-        # Where it is sent from without a copy.
-        vector = self.host.buffer(self.buffer.flat)
-        self.buffer.layout.flatten(self._trained.gradients(), out=vector)
+    def _gradient(self) -> PiecewiseVector | Tensor:
+        """What is handed over: of scaled gradients unscaled, and clipped if so asked, (d,).
+
+        If nothing is to be done to them, the pieces are the user's own `.grad`.
+        """
+        gradient = PiecewiseVector(
+            layout=self.buffer.layout,
+            tensors=self._trained.gradients(),
+            new=lambda: self.host.buffer(self.buffer.flat),
+        )
         scale: Tensor | None = getattr(self, "grad_scale", None)
+        untouched = scale is None and self._clip_norm is None and self._log is None
+        if untouched and gradient.can_stand:
+            return gradient
+        vector = gradient.dense()
         if scale is not None:
             # As GradScaler itself does it, to the bit.
             vector.mul_(scale.double().reciprocal().float())
         if self._clip_norm is not None:
             norm = torch.linalg.vector_norm(vector)
             vector.mul_((self._clip_norm / (norm + 1e-6)).clamp(max=1.0))
+        if self._log is not None:
+            self._log.append(vector)
         return vector
 
     def _retune_if_changed(self) -> None:
@@ -211,7 +227,8 @@ class DistributedOptimizer(Optimizer):
                     raise RunError(f"rank {self.rank} has waited for {waited:.0f} s: {waits}")
             print(f"offbeat: rank {self.rank} has waited for {waited:.0f} s: {waits}", flush=True)
         self._current = asked
-        self.buffer.flat.copy_(asked[1].snapshot)
+        snapshot = asked[1].snapshot
+        self.buffer.hold(snapshot, again=snapshot is self.node.parameters)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for _, parameter in self._trained.named:
@@ -270,14 +287,13 @@ class DistributedOptimizer(Optimizer):
         `offbeat.reestimate_statistics(model, batches)` estimates those of the common model.
         """
         module = self._trained.whole
-        kept = self.buffer.flat.clone()
         buffers = [buffer.clone() for buffer in module.buffers()]
         with self._ending_on_error():
-            self.buffer.flat.copy_(common_model(self.host, "consensus()"))
+            common = common_model(self.host, "consensus()")
         try:
-            yield module
+            with self.buffer.showing(common):
+                yield module
         finally:
-            self.buffer.flat.copy_(kept)
             for buffer, before in zip(module.buffers(), buffers, strict=True):
                 buffer.copy_(before)
 
@@ -299,7 +315,7 @@ class DistributedOptimizer(Optimizer):
             self._ended = True
             self.host.leave_loop()
             self.host.settle("the end")
-            self.buffer.flat.copy_(common_model(self.host, "the end"))
+            self.buffer.load(common_model(self.host, "the end"))
             self.host.hang_up()
         self._abort()
 

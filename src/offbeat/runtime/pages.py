@@ -1,0 +1,74 @@
+"""Pages: which of a privately mapped file's pages this process has made its own by writing."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import mmap
+import os
+import struct
+
+import numpy as np
+
+_PRESENT, _OF_FILE = np.uint64(1 << 63), np.uint64(1 << 61)
+_ENTRY_BYTES = 8
+
+# PAGEMAP_SCAN of <linux/fs.h>, since Linux 6.7: twenty times as fast as to read an entry a page.
+_SCAN = 0xC0606610
+_SCAN_ARGUMENT = struct.Struct("12Q")
+_IS_FILE, _IS_PRESENT, _IS_SWAPPED = 1 << 2, 1 << 3, 1 << 4
+
+
+class Pagemap:
+    """What the system says of this process's pages (/proc/self/pagemap)."""
+
+    def __init__(self) -> None:
+        self._fd: int | None = None
+        self._scans = True
+        self._found = ctypes.create_string_buffer(24)
+
+    def has_private(self, address: int, length: int) -> bool:
+        """Whether some page of these whole pages was written, and so is no longer the file's.
+
+        True also where the system does not say.
+        """
+        try:
+            if self._fd is None:
+                self._fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+            if self._scans:
+                try:
+                    return self._scan(self._fd, address, length)
+                except OSError:
+                    self._scans = False
+            return self._read(self._fd, address, length)
+        except OSError:
+            return True
+
+    def _scan(self, fd: int, address: int, length: int) -> bool:
+        """Whether there is one page that is in memory, or in swap, and of no file."""
+        argument = _SCAN_ARGUMENT.pack(
+            _SCAN_ARGUMENT.size,
+            0,  # flags
+            address,
+            address + length,
+            0,  # where the walk ended
+            ctypes.addressof(self._found),
+            1,  # regions to be named
+            1,  # pages to be found
+            _IS_FILE,  # inverted
+            _IS_FILE,
+            _IS_PRESENT | _IS_SWAPPED,  # either
+            _IS_PRESENT,
+        )
+        return fcntl.ioctl(fd, _SCAN, bytearray(argument)) > 0
+
+    def _read(self, fd: int, address: int, length: int) -> bool:
+        entries, first = length // mmap.PAGESIZE, address // mmap.PAGESIZE
+        content = os.pread(fd, entries * _ENTRY_BYTES, first * _ENTRY_BYTES)
+        pages = np.frombuffer(content, dtype=np.uint64)
+        return len(pages) != entries or bool(((pages & (_PRESENT | _OF_FILE)) == _PRESENT).any())
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
