@@ -3,7 +3,7 @@
     python benchmarks/optimizers.py
     python benchmarks/optimizers.py --quick
 
-timm is left out where it is not installed; `pip install --no-deps -c constraints.txt timm` is enough.
+timm is left out where it is missing; `pip install --no-deps -c constraints.txt timm` is enough.
 It has two implementations of each, tensor by tensor and by foreach; ours has to keep up with the
 faster. All step on the same tensors, in turns. Steps of torch.optim show what the machine can do.
 """
