@@ -75,6 +75,9 @@ class Method(ABC):
     shares_parameters: ClassVar[bool] = False
     """All workers change one vector in the memory of one machine, without locks; so it cannot run
     on several machines or in a user's own loop, is not replayed, and conserves nothing."""
+    outer_steps: ClassVar[bool] = False
+    """Between local steps it steps from a model of its own, and so cannot be inside a method that
+    does so too."""
     serial: ClassVar[dict[str, Any] | None] = {}
     """The settings under which one worker without latency is serial SGD; None if there are none."""
     ledger: ClassVar[Ledger | None] = None
@@ -126,7 +129,8 @@ class Method(ABC):
         (for methods that wrap this one). By default nothing is under way between two rounds."""
 
     def restart(self, node: Node, x: Tensor) -> None:
-        """Go on from parameters that are common to all workers (for methods that wrap this one)."""
+        """Go on from parameters that are common to all workers (for methods that wrap this one; not
+        asked of one with `outer_steps`)."""
         node.load(x)
 
     def roles(self, node: Node) -> dict[str, Coroutine[Any, Any, None]]:

@@ -61,6 +61,7 @@ class BMUF(LocalSGD):
     block_lr: float = 1.0
     variant: Literal["classical", "nesterov"] = "classical"
 
+    outer_steps: ClassVar[bool] = True
     serial: ClassVar[dict[str, Any] | None] = {"local_steps": 1_000_000}
 
     def validate(self, workers: int) -> None:

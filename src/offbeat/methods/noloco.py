@@ -78,6 +78,7 @@ class NoLoCo(Method):
     messages: ClassVar[tuple[type, ...]] = (Progress,)
     synchronous: ClassVar[bool] = True
     survives_loss: ClassVar[bool] = True
+    outer_steps: ClassVar[bool] = True
     serial: ClassVar[dict[str, Any] | None] = {"local_steps": 1_000_000}
 
     def validate(self, workers: int) -> None:

@@ -100,6 +100,7 @@ class StreamingDiLoCo(Method):
     messages: ClassVar[tuple[type, ...]] = (FourBits,)
     family: ClassVar[str] = "local updates"
     synchronous: ClassVar[bool] = True
+    outer_steps: ClassVar[bool] = True
     serial: ClassVar[dict[str, Any] | None] = {
         "local_steps": 1,
         "fragments": 1,
