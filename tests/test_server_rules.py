@@ -5,6 +5,7 @@ import functools
 import math
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -311,6 +312,29 @@ def test_rennala_without_noise_is_gradient_descent_at_any_speeds(gradients):
     descent = len(run.staleness) // gradients
     alone = simulated(small_experiment(SGD(), workers=1, steps=descent, **settings))
     close(run.vector, alone.vector)
+
+
+def test_rennala_of_n_gradients_at_equal_speeds_is_synchronous_sgd():
+    n, steps = 4, 10
+    first, synchronous = (
+        simulated(small_experiment(method, workers=n, cluster=free(n), steps=1, lr=0.3))
+        for method in (RennalaSGD(gradients=n), AllReduceSGD())
+    )
+    close(first.vector, synchronous.vector)
+    # Whose gradient is not the last of a step begins another at the same point, and drops it if
+    # that is over: minibatches are other ones then, and a step may take the time of two gradients.
+    settings = {"problem": Quadratic(batch_size=64), "partition": Everyone(), "lr": 0.3}
+    method, cluster = RennalaSGD(gradients=n), free(n)
+    run = simulated(
+        small_experiment(method, workers=n, cluster=cluster, steps=2 * steps, **settings)
+    )
+    made = run.trace.steps
+    assert Counter(made["version"].tolist()) == dict.fromkeys(range(made["version"].max() + 1), n)
+    ends = made["at_ns"][::n]
+    assert {round(float(seconds), 6) for seconds in np.diff(ends) / 1e9} <= {0.01, 0.02}
+    assert len(ends) >= steps
+    synchronous = simulated(small_experiment(AllReduceSGD(), steps=len(ends), **settings))
+    close(run.vector, synchronous.vector)
 
 
 # Time (Tyurin and Richtárik 2023)

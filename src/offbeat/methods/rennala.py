@@ -15,7 +15,9 @@ class RennalaSGD(GatheringSGD):
 
     Whoever is fast gives several of them. A gradient of an earlier x is dropped, and its worker
     goes on from the present one. So every step is along an unbiased minibatch gradient without
-    staleness, and no worker, however slow, is waited for.
+    staleness, and no worker, however slow, is waited for. With S = n equal workers the points are
+    those of synchronous SGD; but who is not the last of a step has begun another gradient, so that
+    a step may take the time of two.
 
     Args:
         gradients: S, gradients to a step. The theory's is max(1, ceil(sigma^2 / eps)) for noise
