@@ -26,8 +26,7 @@ class RennalaSGD(GatheringSGD):
     Roles: worker, server. Messages: Push, Pull.
     Reference: Tyurin and Richtárik, "Optimal Time Complexities of Parallel Stochastic Optimization
     Methods Under a Fixed Computation Model", NeurIPS 2023.
-    Differences: workers finish gradients that are not needed any more instead of being stopped;
-    several servers drop and count each for its own part of the parameters.
+    Differences: several servers drop and count each for its own part of the parameters.
     """
 
     gradients: int = 4

@@ -84,8 +84,9 @@ class StreamingDiLoCo(Method):
     Roles: worker. Messages: the collective's own, or FourBits.
     Reference: Douillard et al., "Streaming DiLoCo with overlapping communication", 2025,
     algorithm 2.
-    Differences: a layer is one module's own parameters, not a transformer block. E3M0 numbers are
-    shares of the largest change in their fragment, and every worker sends its own to every other.
+    Differences: a layer is one module's own parameters, not a transformer block, and a fragment any
+    number of them. E3M0 numbers are here shares of the largest change in their fragment, and every
+    worker sends its own to every other. The paper's outer_lr is 0.4.
     """
 
     local_steps: int = 16
