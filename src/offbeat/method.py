@@ -174,11 +174,15 @@ class ServerMethod(Method):
         """One round of a server."""
 
     def model(self, nodes: Sequence[Holder]) -> Tensor:
-        """What the servers hold, in order."""
+        """The servers' parts, in order."""
         held = sorted((n for n in nodes if n.is_server), key=lambda n: n.rank)
         if len(held) < self.servers:
             raise ModelLost(f"{self.servers - len(held)} of {self.servers} servers are gone")
-        return torch.cat([node.parameters for node in held])
+        return torch.cat([self.part_of_model(node) for node in held])
+
+    def part_of_model(self, server: Holder) -> Tensor:
+        """What a server has of the model, (d,) of its shard: by default the parameters it holds."""
+        return server.parameters
 
     def validate(self, workers: int) -> None:
         super().validate(workers)
