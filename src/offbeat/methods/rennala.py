@@ -20,8 +20,9 @@ class RennalaSGD(GatheringSGD):
     a step may take the time of two.
 
     Args:
-        gradients: S, gradients to a step. The theory's is max(1, ceil(sigma^2 / eps)) for noise
-            of variance sigma^2 and an aim of |grad f|^2 = eps.
+        gradients: S, gradients to a step; the number of workers if not given. The theory's is
+            max(1, ceil(sigma^2 / eps)) for noise of variance sigma^2 and an aim of
+            |grad f|^2 = eps.
 
     Roles: worker, server. Messages: Push, Pull.
     Reference: Tyurin and Richtárik, "Optimal Time Complexities of Parallel Stochastic Optimization
@@ -29,17 +30,17 @@ class RennalaSGD(GatheringSGD):
     Differences: several servers drop and count each for its own part of the parameters.
     """
 
-    gradients: int = 4
+    gradients: int | None = None
 
     serial: ClassVar[dict[str, Any] | None] = {"gradients": 1, "servers": 1}
 
     def validate(self, workers: int) -> None:
         super().validate(workers)
-        if self.gradients < 1:
+        if self.gradients is not None and self.gradients < 1:
             raise ValueError(f"gradients is {self.gradients}; it must be at least 1")
 
     def gathers(self, workers: int) -> int:
-        return self.gradients
+        return workers if self.gradients is None else self.gradients
 
     def rule_of(self) -> StalenessRule:
         return DropBeyond(limit=0)

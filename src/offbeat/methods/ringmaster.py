@@ -25,7 +25,7 @@ class RingmasterSGD(GatheringSGD):
     Optimal Time Complexity", ICML 2025, algorithm 4, without calculation stops.
     """
 
-    delay_threshold: int | None = 4
+    delay_threshold: int | None = 16
 
     def validate(self, workers: int) -> None:
         if self.delay_threshold is not None and self.delay_threshold < 1:
