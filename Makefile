@@ -11,6 +11,8 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	# Tests compare with its optimizers, which need none of what the rest of it does.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt timm
 	touch $(READY)
 
 # Compare all methods in the simulator and write the report; run one for real and replay that run.

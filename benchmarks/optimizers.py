@@ -3,7 +3,7 @@
     python benchmarks/optimizers.py
     python benchmarks/optimizers.py --quick
 
-timm is left out where it is not installed; it needs the torchvision that fits the installed torch.
+timm is left out where it is missing; `pip install --no-deps -c constraints.txt timm` is enough.
 It has two implementations of each, tensor by tensor and by foreach; ours has to keep up with the
 faster. All step on the same tensors, in turns. Steps of torch.optim show what the machine can do.
 """
@@ -62,8 +62,7 @@ def contestants(parameters: list[nn.Parameter]) -> dict[str, Optimizer]:
         "torch.optim.AdamW": torch.optim.AdamW,
     }
     try:
-        from timm.optim.lamb import Lamb
-        from timm.optim.lars import Lars
+        from rivals.timm_optimizers import Lamb, Lars
     except ImportError:
         print("timm is not installed: left out")
     else:

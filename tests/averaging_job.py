@@ -1,37 +1,74 @@
-"""What a rank of plain PyTorch runs: local steps, averaged by torch.distributed's own averagers."""
+"""What a rank of plain PyTorch runs: DistributedDataParallel whose gradients stay local after some
+steps, and parameters that torch.distributed's own averagers average."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import (
+    PostLocalSGDState,
+    post_localSGD_hook,
+)
 from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
 from torch.distributed.algorithms.model_averaging.hierarchical_model_averager import (
     HierarchicalModelAverager,
 )
+from torch.nn.parallel import DistributedDataParallel
 
 
-def main(out: Path, inputs: torch.Tensor, targets: torch.Tensor, plans: list[dict[int, int]]):
+@dataclass(frozen=True)
+class Plan:
+    """Who averages when: by period, the workers of the groups that average parameters then."""
+
+    periods: dict[int, int]
+    switch: int = 0
+    """Steps before, in which gradients are averaged over all."""
+    momentum: float = 0.0
+
+
+def main(out: Path, inputs: torch.Tensor, targets: torch.Tensor, plans: list[Plan]):
     """Least squares of minibatches (workers, steps, b, d) and (workers, steps, b), for each plan.
 
-    A plan has, by period, the workers of the groups that average then.
+    Saves the parameters (plans, steps, d) after each step.
     """
     dist.init_process_group("gloo")
-    rank, ends = dist.get_rank(), []
-    for plan in plans:
-        periods = OrderedDict(plan)
-        if len(plan) == 1:
-            averager = PeriodicModelAverager(period=next(iter(plan)))
-        else:
-            averager = HierarchicalModelAverager(periods)
-        averager.step = 1  # It would begin at 0, and average after the first step too.
-        x = torch.nn.Parameter(torch.zeros(inputs.shape[-1], dtype=inputs.dtype))
-        for A, b in zip(inputs[rank], targets[rank], strict=True):
-            x.grad = A.T @ (A @ x.data - b) / len(b)  # Without one x would be left out.
-            x.data -= 0.05 * x.grad
-            averager.average_parameters([x])
-        ends.append(x.data)
-    torch.save(ends, out / f"{rank}.pt")
+    rank = dist.get_rank()
+    after = [trained(plan, inputs[rank], targets[rank]) for plan in plans]
+    torch.save(torch.stack(after), out / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+def trained(plan: Plan, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    # Its package warns of torch.jit, which is an error in the tests that import this file.
+    from torch.distributed.optim import PostLocalSGDOptimizer
+
+    model = nn.Linear(inputs.shape[-1], 1, bias=False, dtype=inputs.dtype)
+    nn.init.zeros_(model.weight)
+    parallel = DistributedDataParallel(model)
+    local = PostLocalSGDState(None, None, plan.switch, post_local_gradient_allreduce=False)
+    parallel.register_comm_hook(local, post_localSGD_hook)
+    optimizer = PostLocalSGDOptimizer(
+        torch.optim.SGD(parallel.parameters(), lr=0.05, momentum=plan.momentum), averager(plan)
+    )
+    after: list[torch.Tensor] = []
+    for A, b in zip(inputs, targets, strict=True):
+        optimizer.zero_grad()
+        (parallel(A).squeeze(1) - b).square().mean().div(2).backward()
+        optimizer.step()
+        after.append(model.weight.detach().squeeze(0).clone())
+    return torch.stack(after)
+
+
+def averager(plan: Plan) -> PeriodicModelAverager | HierarchicalModelAverager:
+    if len(plan.periods) > 1:
+        made = HierarchicalModelAverager(OrderedDict(plan.periods))
+        made.step = 1  # It would begin at 0, and average after the first step too.
+        return made
+    period = next(iter(plan.periods))
+    # Counted from 0, so that the first averaging ends a period.
+    return PeriodicModelAverager(period, warmup_steps=plan.switch + period - 1)

@@ -1,10 +1,13 @@
 """Scripts: methods of a test's own, whose roles are plain coroutine functions; and a web site."""
 
 import http.server
+import importlib
+import os
 import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -76,3 +79,15 @@ def site(tmp_path, home):
         yield folder, f"http://127.0.0.1:{server.server_address[1]}/"
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def timm(monkeypatch: pytest.MonkeyPatch):
+    """timm's Lars and Lamb, the oracles of ours."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    try:
+        return importlib.import_module("rivals.timm_optimizers")
+    except ImportError as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(error))

@@ -69,8 +69,7 @@ def test_late_gradients_are_dropped_answered_and_counted():
     assert simulation.nodes[4].samples == pytest.approx(4 * pushes, abs=3 * 4)
 
 
-def test_with_equal_workers_and_no_backups_it_is_rennala_whose_workers_wait():
-    # One worker: neither drops or waits for anything.
+def test_of_one_worker_it_is_rennala():
     runs = [
         simulated(small_experiment(method, workers=1, momentum=0.9))
         for method in (BackupSyncSGD(backups=0), RennalaSGD(gradients=1))

@@ -279,7 +279,8 @@ def test_optimizers_have_the_shapes_of_a_resnet_50():
 def test_optimizers_run_quickly_without_timm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setitem(sys.modules, "timm.optim.lamb", None)
+    monkeypatch.delitem(sys.modules, "rivals.timm_optimizers", raising=False)
+    monkeypatch.setitem(sys.modules, "timm", None)
     figures = figures_of("optimizers", ["--quick"], tmp_path)
     assert list(figures["medians"]) == ["LARS", "LAMB", "torch.optim.SGD", "torch.optim.AdamW"]
     assert all(value > 0 for value in figures["medians"].values())
@@ -287,8 +288,8 @@ def test_optimizers_run_quickly_without_timm(
     assert "timm is not installed: left out" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("timm")
 def test_optimizers_run_quickly_beside_timm(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    pytest.importorskip("timm", reason="timm is not installed")
     figures = figures_of("optimizers", ["--quick"], tmp_path)
     whats = ["LARS / the faster timm Lars", "LAMB / the faster timm Lamb"]
     assert [ratio["what"] for ratio in figures["ratios"]] == whats

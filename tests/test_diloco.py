@@ -1,11 +1,17 @@
-"""DiLoCo: identities with data-parallel SGD, Local SGD and its streaming kind; its outer step."""
+"""DiLoCo: identities with data-parallel and Local SGD, and torchft's outer step."""
+
+import dataclasses
+import functools
 
 import pytest
 import torch
+from torch import nn
 
 from offbeat.methods import AllReduceSGD, DiLoCo, LocalSGD, StreamingDiLoCo
 from offbeat.runtime.simulated import Simulation
-from offbeat.testing import fingerprint, small_experiment
+from offbeat.runtime.world import World
+from offbeat.testing import fingerprint, simulated, small_experiment
+from power_sgd_ranks import experiment
 from test_theory import close, run_of
 
 
@@ -49,6 +55,47 @@ def test_it_is_nesterov_s_momentum_on_the_mean_change(workers):
         sgd.step()
         close(outer.detach(), theta)
     close(run.vector, theta)
+
+
+def test_it_is_the_update_that_torchft_documents():
+    # torchft.local_sgd.DiLoCo: every `sync_every` inner steps the gradient of each parameter is its
+    # pseudogradient, what was saved less what it is; they are averaged, parameters restored, the
+    # outer optimizer steps on them, and they are saved anew.
+    H, blocks = 3, 4
+    planned = dataclasses.replace(
+        experiment(1, steps=H * blocks),
+        method=DiLoCo(local_steps=H, outer_lr=0.7, outer_momentum=0.9),
+        optimizer=functools.partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1),
+    )
+    run, world = simulated(planned), World(planned)
+    train, ranks = world.data.train, range(planned.cluster.workers)
+    models = [world.make_module() for _ in ranks]
+    inner = [planned.optimizer(model.parameters()) for model in models]
+    outer = [
+        torch.optim.SGD(model.parameters(), lr=0.7, momentum=0.9, nesterov=True) for model in models
+    ]
+    saved = [[p.detach().clone() for p in model.parameters()] for model in models]
+    for step in range(H * blocks):
+        for rank in ranks:
+            rows = world.batches[rank].indices(step)
+            inner[rank].zero_grad()
+            loss = nn.functional.mse_loss(models[rank](train.inputs[rows]), train.targets[rows])
+            loss.backward()
+            inner[rank].step()
+        if (step + 1) % H:
+            continue
+        for parameters in zip(*(model.parameters() for model in models), *saved, strict=True):
+            local, kept = parameters[: len(ranks)], parameters[len(ranks) :]
+            mean = torch.stack([s - p.detach() for s, p in zip(kept, local, strict=True)]).mean(0)
+            for s, p in zip(kept, local, strict=True):
+                p.data.copy_(s)
+                p.grad = mean.clone()
+        for rank in ranks:
+            outer[rank].step()
+            saved[rank] = [p.detach().clone() for p in models[rank].parameters()]
+    theirs = torch.cat([p.detach().flatten() for p in models[0].parameters()])
+    assert (theirs - world.initial).abs().max() > 0.01
+    close(run.vector, theirs)
 
 
 def test_the_inner_optimizer_s_buffers_stay_with_their_worker_and_are_not_reset():

@@ -1,45 +1,74 @@
-"""Local SGD and its hierarchical kind, against PyTorch's own model averagers."""
-
-from pathlib import Path
+"""Local SGD, post-local and hierarchical, against PyTorch's own classes over its DDP."""
 
 import pytest
 import torch
+from torch import Tensor
 
 import averaging_job
+from averaging_job import Plan
 from loop_ranks import run_ranks
 from offbeat.cluster import Cluster
-from offbeat.methods import HierarchicalLocalSGD, LocalSGD
+from offbeat.methods import HierarchicalLocalSGD, LocalSGD, PostLocalSGD
 from offbeat.runtime.simulated import Simulation
 from offbeat.runtime.world import World
 from offbeat.testing import fingerprint, simulated, small_experiment
 from test_theory import close, run_of
 
+STEPS, SWITCH = 23, 9
 PLANS = {
-    LocalSGD(local_steps=5): {5: 4},
-    HierarchicalLocalSGD(local_steps=2, block_steps=3): {2: 2, 6: 4},
-    HierarchicalLocalSGD(local_steps=5, block_steps=2): {5: 2, 10: 4},
-    HierarchicalLocalSGD(local_steps=1, block_steps=7): {1: 2, 7: 4},
+    LocalSGD(local_steps=5): Plan({5: 4}),
+    PostLocalSGD(switch=SWITCH, local_steps=4): Plan({4: 4}, switch=SWITCH),
+    HierarchicalLocalSGD(local_steps=2, block_steps=3): Plan({2: 2, 6: 4}),
+    HierarchicalLocalSGD(local_steps=5, block_steps=2): Plan({5: 2, 10: 4}),
+    HierarchicalLocalSGD(local_steps=1, block_steps=7): Plan({1: 2, 7: 4}),
 }
-"""By method, the workers of the groups that average, by period."""
 
 
-def test_workers_end_where_torch_s_model_averagers_bring_them(tmp_path: Path):
-    steps = 23
+@pytest.fixture(scope="module")
+def torch_s(tmp_path_factory: pytest.TempPathFactory) -> list[Tensor]:
+    """Parameters (workers, steps, d) under each plan; the last is post-local with momentum."""
+    folder = tmp_path_factory.mktemp("averaged")
     world = World(small_experiment(LocalSGD()))
     train = world.data.train
     rows = torch.stack(
-        [torch.stack([batches.indices(t) for t in range(steps)]) for batches in world.batches]
+        [torch.stack([batches.indices(t) for t in range(STEPS)]) for batches in world.batches]
     )
-    ended = run_ranks(
-        averaging_job.main, 4, tmp_path, train.inputs[rows], train.targets[rows], [*PLANS.values()]
-    )
+    plans = [*PLANS.values(), Plan({4: 4}, switch=SWITCH, momentum=0.9)]
+    ended = run_ranks(averaging_job.main, 4, folder, train.inputs[rows], train.targets[rows], plans)
     assert [rank.returncode for rank in ended] == [0] * 4, ended
-    expected = [torch.load(tmp_path / f"{rank}.pt") for rank in range(4)]
-    for number, method in enumerate(PLANS):
-        simulation = Simulation(small_experiment(method, steps=steps, lr=0.05))
-        assert simulation.run().error is None
-        for node in simulation.nodes:
-            close(node.parameters, expected[node.rank][number])
+    return list(torch.stack([torch.load(folder / f"{r}.pt") for r in range(4)]).swapaxes(0, 1))
+
+
+def nodes_after(method, steps, momentum=0.0):
+    experiment = small_experiment(method, steps=steps, lr=0.05, momentum=momentum)
+    simulation = Simulation(experiment)
+    assert simulation.run().error is None
+    return simulation.nodes
+
+
+def parameters_of(nodes) -> Tensor:
+    """(workers, d)."""
+    return torch.stack([node.parameters for node in nodes])
+
+
+@pytest.mark.parametrize("steps", [1, 4, 5, 9, 10, 13, 20, STEPS])
+def test_workers_are_where_torch_s_model_averagers_over_ddp_bring_them(torch_s, steps):
+    for method, theirs in zip(PLANS, torch_s[:-1], strict=True):
+        close(parameters_of(nodes_after(method, steps)), theirs[:, steps - 1])
+
+
+def test_post_local_sgd_with_momentum_differs_from_torch_s_where_it_says_so(torch_s):
+    theirs, method = torch_s[-1], PostLocalSGD(switch=SWITCH, local_steps=4)
+    # Up to the switch the mean of the workers' momenta is the momentum of the mean.
+    nodes = nodes_after(method, SWITCH, momentum=0.9)
+    close(parameters_of(nodes), theirs[:, SWITCH - 1])
+    # From then on each goes on with its own, where torch's all have the mean.
+    states = [node.optimizer.inner.state.values() for node in nodes]
+    own = torch.stack([torch.cat([s["momentum_buffer"] for s in state]) for state in states])
+    after = parameters_of(nodes_after(method, SWITCH + 1, momentum=0.9))
+    apart = after - theirs[:, SWITCH]
+    close(apart, -0.05 * 0.9 * (own - own.mean(dim=0)))
+    assert apart.abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("workers", [1, 3, 5])

@@ -7,12 +7,15 @@ import torch
 from offbeat.cluster import Cluster, Constant, Fault
 from offbeat.methods import (
     ADPSGD,
+    BMUF,
     DPSGD,
     METHODS,
     SGD,
     AdaptiveDelayCompensatedSGD,
     AsyncSGD,
+    DiLoCo,
     LocalSGD,
+    NoLoCo,
     PostLocalSGD,
     SlowMo,
     SparseAsyncSGD,
@@ -26,6 +29,7 @@ from offbeat.methods.sparse_async_sgd import dense, part_of
 from offbeat.methods.streaming_diloco import Reductions
 from offbeat.problems import Split, Supervised
 from offbeat.runtime.simulated import Simulation
+from offbeat.schedule import Cosine
 from offbeat.testing import simulated, small_experiment
 from offbeat.topology import BipartiteMatching, Graph, Hypercube, Ring, Star, Topology
 
@@ -57,6 +61,18 @@ def test_slow_momentum_by_its_formula():
     assert x.tolist() == [1 - 0.5 * 0.25 * 3]
 
 
+def test_slow_momentum_makes_no_step_at_a_rate_of_zero():
+    start, end, u = torch.tensor([[1.0], [0.5], [2.0]])
+    x, u = slow_momentum(start, end, u, lr=0.0, alpha=0.5, beta=0.5)
+    assert (x.tolist(), u.tolist()) == ([0.5], [2.0])
+    # A warm-up begins there, and a schedule may end there.
+    run = simulated(
+        small_experiment(SlowMo(period=1), schedule=Cosine(total=160, warmup=32), lr=0.1)
+    )
+    assert run.vector.isfinite().all()
+    assert run.metrics[-1].loss < run.metrics[0].loss / 2
+
+
 @pytest.mark.parametrize(
     ("method", "text"),
     [
@@ -65,6 +81,10 @@ def test_slow_momentum_by_its_formula():
         (SlowMo(inner=AsyncSGD()), "SlowMo cannot wrap AsyncSGD: it averages at the same step"),
         (SlowMo(inner=ADPSGD()), "SlowMo cannot wrap ADPSGD"),
         (SlowMo(inner=LocalSGD(local_steps=0)), "local_steps is 0"),
+        *(
+            (SlowMo(inner=inner), f"^SlowMo cannot wrap {type(inner).__name__}: it makes outer st")
+            for inner in (SlowMo(), BMUF(), DiLoCo(), StreamingDiLoCo(), NoLoCo())
+        ),
         (StreamingDiLoCo(overlap=16), "overlap is 16; it must be from 0 to local_steps - 1 = 15"),
         (StreamingDiLoCo(fragments=0), "fragments is 0; it must be from 1 to local_steps = 16"),
         (StreamingDiLoCo(mixing=1.5), "mixing is 1.5; it must be from 0 to 1"),

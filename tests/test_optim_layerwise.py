@@ -336,7 +336,7 @@ def test_what_it_cannot_do_is_refused_in_one_line(made):
         made([w]).step()
 
 
-# timm, where it is installed
+# timm
 
 
 def timm_groups(params):
@@ -346,8 +346,7 @@ def timm_groups(params):
     ]
 
 
-def test_lars_is_timm_s_while_the_rate_stays():
-    timm = pytest.importorskip("timm.optim", reason="timm is not installed")
+def test_lars_is_timm_s_while_the_rate_stays(timm):
     ours, theirs = parameters(), parameters()
     settings = {"lr": 0.3, "momentum": 0.9, "weight_decay": 0.1}
     take_steps(LARS(ours, **settings), ours, 5)
@@ -356,8 +355,7 @@ def test_lars_is_timm_s_while_the_rate_stays():
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
 
-def test_lars_differs_from_timm_s_where_it_says_so():
-    timm = pytest.importorskip("timm.optim", reason="timm is not installed")
+def test_lars_differs_from_timm_s_where_it_says_so(timm):
     # A new rate: ours leaves the velocity as it is, timm's is as if the old steps had had it too.
     ours, theirs = parameters(shapes=((2, 3),)), parameters(shapes=((2, 3),))
     settings = {"momentum": 0.5, "weight_decay": 0.1}
@@ -387,8 +385,7 @@ def test_lars_differs_from_timm_s_where_it_says_so():
 
 
 @pytest.mark.parametrize("bias_correction", [True, False])
-def test_lamb_is_timm_s_without_its_clipping(bias_correction: bool):
-    timm = pytest.importorskip("timm.optim", reason="timm is not installed")
+def test_lamb_is_timm_s_without_its_clipping(timm, bias_correction: bool):
     ours, theirs = parameters(), parameters()
     settings = {"lr": 0.03, "weight_decay": 0.1, "eps": 1e-4, "bias_correction": bias_correction}
     take_steps(LAMB(ours, **settings), ours, 5)
@@ -398,8 +395,7 @@ def test_lamb_is_timm_s_without_its_clipping(bias_correction: bool):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
 
-def test_lamb_differs_from_timm_s_where_it_says_so():
-    timm = pytest.importorskip("timm.optim", reason="timm is not installed")
+def test_lamb_differs_from_timm_s_where_it_says_so(timm):
     # Clipping to norm 1 is all that timm's defaults do besides, with decay.
     ours, theirs = parameters(shapes=((2, 3),)), parameters(shapes=((2, 3),))
     optimizer, rival = LAMB(ours, lr=0.1, eps=1e-2), timm.Lamb(theirs, lr=0.1, eps=1e-2)

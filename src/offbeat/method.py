@@ -75,6 +75,9 @@ class Method(ABC):
     shares_parameters: ClassVar[bool] = False
     """All workers change one vector in the memory of one machine, without locks; so it cannot run
     on several machines or in a user's own loop, is not replayed, and conserves nothing."""
+    outer_steps: ClassVar[bool] = False
+    """Between local steps it steps from a model of its own, and so cannot be inside a method that
+    does so too."""
     serial: ClassVar[dict[str, Any] | None] = {}
     """The settings under which one worker without latency is serial SGD; None if there are none."""
     ledger: ClassVar[Ledger | None] = None
@@ -126,7 +129,8 @@ class Method(ABC):
         (for methods that wrap this one). By default nothing is under way between two rounds."""
 
     def restart(self, node: Node, x: Tensor) -> None:
-        """Go on from parameters that are common to all workers (for methods that wrap this one)."""
+        """Go on from parameters that are common to all workers (for methods that wrap this one; not
+        asked of one with `outer_steps`)."""
         node.load(x)
 
     def roles(self, node: Node) -> dict[str, Coroutine[Any, Any, None]]:
@@ -170,11 +174,15 @@ class ServerMethod(Method):
         """One round of a server."""
 
     def model(self, nodes: Sequence[Holder]) -> Tensor:
-        """What the servers hold, in order."""
+        """The servers' parts, in order."""
         held = sorted((n for n in nodes if n.is_server), key=lambda n: n.rank)
         if len(held) < self.servers:
             raise ModelLost(f"{self.servers - len(held)} of {self.servers} servers are gone")
-        return torch.cat([node.parameters for node in held])
+        return torch.cat([self.part_of_model(node) for node in held])
+
+    def part_of_model(self, server: Holder) -> Tensor:
+        """What a server has of the model, (d,) of its shard: by default the parameters it holds."""
+        return server.parameters
 
     def validate(self, workers: int) -> None:
         super().validate(workers)

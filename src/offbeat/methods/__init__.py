@@ -8,6 +8,7 @@ from .ad_psgd import ADPSGD
 from .all_reduce import AllReduceSGD, RingAllReduceSGD
 from .async_local_sgd import AsyncLocalSGD
 from .async_sgd import AsyncSGD
+from .averaged_async import AveragedAsyncSGD
 from .backup_sync import BackupSyncSGD
 from .bmuf import BMUF
 from .choco_sgd import ChocoSGD
@@ -52,6 +53,7 @@ METHODS: dict[str, type[Method]] = {
         BackupSyncSGD,
         StaleSynchronousSGD,
         AsyncSGD,
+        AveragedAsyncSGD,
         RoundRobinSGD,
         AccumulatedAsyncSGD,
         SoftsyncSGD,

@@ -119,7 +119,7 @@ class AsyncLocalSGD(ServerMethod):
 
     local_steps: int = 8
     outer_lr: float = 0.7
-    outer_momentum: float = 0.9
+    outer_momentum: float = 0.5
     momentum_period: int | None = None
     momentum_activation: float = 0.0
     dynamic: bool = True

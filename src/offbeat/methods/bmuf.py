@@ -53,14 +53,15 @@ class BMUF(LocalSGD):
     Reference: Chen and Huo, "Scalable training of deep learning machines by incremental block
     training with intra-block parallel optimization and blockwise model-update filtering",
     ICASSP 2016.
-    Differences: momentum and other buffers of the inner optimizer stay with their worker. Some
-    codes of Nesterov's variant add D to W_g instead of to W.
+    Differences: momentum and other buffers of the inner optimizer stay with their worker. In
+    Nesterov's variant fairseq adds D to W_g instead of to W.
     """
 
     block_momentum: float | None = None
     block_lr: float = 1.0
     variant: Literal["classical", "nesterov"] = "classical"
 
+    outer_steps: ClassVar[bool] = True
     serial: ClassVar[dict[str, Any] | None] = {"local_steps": 1_000_000}
 
     def validate(self, workers: int) -> None:

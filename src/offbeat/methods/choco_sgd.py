@@ -46,7 +46,9 @@ class ChocoSGD(Method):
     Roles: worker. Messages: Compressed.
     Reference: Koloskova et al., "Decentralized Stochastic Optimization and Gossip Algorithms with
     Compressed Communication", ICML 2019, algorithm 2.
-    Differences: momentum and other buffers of the inner optimizer stay with their worker.
+    Differences: the x^ are 0 at first; the authors' code begins them at x, and in it x_i is drawn
+    to the x^ of the round before. Momentum and other buffers of the inner optimizer stay with their
+    worker.
     """
 
     topology: Topology = field(default_factory=Ring)

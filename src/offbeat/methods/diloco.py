@@ -43,6 +43,7 @@ class DiLoCo(LocalSGD):
     outer_lr: float = 0.7
     outer_momentum: float = 0.9
 
+    outer_steps: ClassVar[bool] = True
     serial: ClassVar[dict[str, Any] | None] = {"local_steps": 1_000_000}
 
     async def step(self, node: Node) -> None:

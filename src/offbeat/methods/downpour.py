@@ -54,7 +54,7 @@ class Downpour(ServerMethod):
 
     Roles: worker, server. Messages: AccruedPush, Pull.
     Reference: Dean et al., "Large Scale Distributed Deep Networks", 2012, section 4.1 and
-    appendix, algorithm 7.1.
+    the client's pseudocode in the appendix.
     Differences: a fetch under way is waited for at the end of the gradient that it goes beside. The
     first push is of n_push gradients, where the algorithm's is of one.
     """

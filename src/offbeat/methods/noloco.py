@@ -65,8 +65,8 @@ class NoLoCo(Method):
     Roles: worker. Messages: Progress.
     Reference: Kolehmainen et al., "NoLoCo: No-all-reduce Low Communication Training Method for
     Large Models", 2025.
-    Differences: the rule is that of the authors' code, whose two terms share eta; fewer local steps
-    than their 50; pairs only, and no pipeline whose stages are routed at random.
+    Differences: the rule is that of the authors' code, whose two terms share eta, with other
+    settings; pairs only, and no pipeline whose stages are routed at random.
     """
 
     topology: Topology = field(default_factory=RandomMatching)
@@ -78,6 +78,7 @@ class NoLoCo(Method):
     messages: ClassVar[tuple[type, ...]] = (Progress,)
     synchronous: ClassVar[bool] = True
     survives_loss: ClassVar[bool] = True
+    outer_steps: ClassVar[bool] = True
     serial: ClassVar[dict[str, Any] | None] = {"local_steps": 1_000_000}
 
     def validate(self, workers: int) -> None:

@@ -15,30 +15,32 @@ class RennalaSGD(GatheringSGD):
 
     Whoever is fast gives several of them. A gradient of an earlier x is dropped, and its worker
     goes on from the present one. So every step is along an unbiased minibatch gradient without
-    staleness, and no worker, however slow, is waited for.
+    staleness, and no worker, however slow, is waited for. With S = n equal workers the points are
+    those of synchronous SGD; but who is not the last of a step has begun another gradient, so that
+    a step may take the time of two.
 
     Args:
-        gradients: S, gradients to a step. The theory's is max(1, ceil(sigma^2 / eps)) for noise
-            of variance sigma^2 and an aim of |grad f|^2 = eps.
+        gradients: S, gradients to a step; the number of workers if not given. The theory's is
+            max(1, ceil(sigma^2 / eps)) for noise of variance sigma^2 and an aim of
+            |grad f|^2 = eps.
 
     Roles: worker, server. Messages: Push, Pull.
     Reference: Tyurin and Richtárik, "Optimal Time Complexities of Parallel Stochastic Optimization
     Methods Under a Fixed Computation Model", NeurIPS 2023.
-    Differences: workers finish gradients that are not needed any more instead of being stopped;
-    several servers drop and count each for its own part of the parameters.
+    Differences: several servers drop and count each for its own part of the parameters.
     """
 
-    gradients: int = 4
+    gradients: int | None = None
 
     serial: ClassVar[dict[str, Any] | None] = {"gradients": 1, "servers": 1}
 
     def validate(self, workers: int) -> None:
         super().validate(workers)
-        if self.gradients < 1:
+        if self.gradients is not None and self.gradients < 1:
             raise ValueError(f"gradients is {self.gradients}; it must be at least 1")
 
     def gathers(self, workers: int) -> int:
-        return self.gradients
+        return workers if self.gradients is None else self.gradients
 
     def rule_of(self) -> StalenessRule:
         return DropBeyond(limit=0)

@@ -17,7 +17,12 @@ from .local_sgd import LocalSGD
 def slow_momentum(
     start: Tensor, end: Tensor, momentum: Tensor, lr: float, alpha: float, beta: float
 ) -> tuple[Tensor, Tensor]:
-    """u <- beta u + (x_0 - x_tau) / lr;  x <- x_0 - alpha lr u.  Returns (x, u), each (d,)."""
+    """u <- beta u + (x_0 - x_tau) / lr;  x <- x_0 - alpha lr u.  Returns (x, u), each (d,).
+
+    At a rate of zero, where u would have no bounds, x is x_tau and u stays.
+    """
+    if lr == 0:
+        return end, momentum
     momentum = beta * momentum + (start - end) / lr
     return start - alpha * lr * momentum, momentum
 
@@ -40,7 +45,8 @@ class SlowMo(Method):
     BMUF and one worker with beta = 0 is Lookahead.
 
     Args:
-        inner: the method that makes the steps between; not one with servers.
+        inner: the method that makes the steps between; not one with servers, nor one that makes
+            outer steps itself.
         period: tau, steps of the inner method to one of slow momentum.
         alpha: slow learning rate.
         beta: slow momentum.
@@ -50,6 +56,7 @@ class SlowMo(Method):
     Roles: the inner method's. Messages: the inner method's and the collective's own.
     Reference: Wang et al., "SlowMo: Improving Communication-Efficient Distributed SGD with Slow
     Momentum", ICLR 2020, algorithm 1.
+    Differences: lr is that of the last inner step, and where it is zero there is no slow step.
     """
 
     inner: Method = field(default_factory=lambda: LocalSGD(local_steps=8))
@@ -60,6 +67,7 @@ class SlowMo(Method):
 
     family: ClassVar[str] = "local updates"
     synchronous: ClassVar[bool] = True
+    outer_steps: ClassVar[bool] = True
     serial: ClassVar[dict[str, Any] | None] = {
         "period": 1_000_000,
         "inner": LocalSGD(local_steps=1),
@@ -72,6 +80,11 @@ class SlowMo(Method):
             raise ValueError(
                 f"SlowMo cannot wrap {type(self.inner).__name__}: it averages at the same step "
                 "of every worker, so the inner method must be synchronous and without servers"
+            )
+        if self.inner.outer_steps:
+            raise ValueError(
+                f"SlowMo cannot wrap {type(self.inner).__name__}: it makes outer steps itself, "
+                "from a model that slow momentum does not move"
             )
         self.inner.validate(workers)
 

@@ -84,8 +84,9 @@ class StreamingDiLoCo(Method):
     Roles: worker. Messages: the collective's own, or FourBits.
     Reference: Douillard et al., "Streaming DiLoCo with overlapping communication", 2025,
     algorithm 2.
-    Differences: a layer is one module's own parameters, not a transformer block. E3M0 numbers are
-    shares of the largest change in their fragment, and every worker sends its own to every other.
+    Differences: a layer is one module's own parameters, not a transformer block, and a fragment any
+    number of them. E3M0 numbers are here shares of the largest change in their fragment, and every
+    worker sends its own to every other. The paper's outer_lr is 0.4.
     """
 
     local_steps: int = 16
@@ -100,6 +101,7 @@ class StreamingDiLoCo(Method):
     messages: ClassVar[tuple[type, ...]] = (FourBits,)
     family: ClassVar[str] = "local updates"
     synchronous: ClassVar[bool] = True
+    outer_steps: ClassVar[bool] = True
     serial: ClassVar[dict[str, Any] | None] = {
         "local_steps": 1,
         "fragments": 1,
