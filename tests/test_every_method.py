@@ -18,7 +18,7 @@ from offbeat.testing import simulated
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/every-method.md").read_text()
-# Name, learning rate, test accuracy, accuracy at equal time, then seconds and samples to the target.
+# Name, learning rate, two accuracies, then seconds and samples to the target.
 ROW = re.compile(
     r"^(\w+) +([\d.]+)\*? +[\d.]+% +[\d.]+% +(?:[\d.]+ +([\d,]+)|not reached) +", re.MULTILINE
 )
