@@ -15,10 +15,16 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt timm
 	touch $(READY)
 
-# Compare all methods in the simulator and write the report; run one for real and replay that run.
+# Compare methods of every family in the simulator and write the report; run one for real and replay
+# that run. Without names `compare` takes all methods.
+COMPARED := SGD AllReduceSGD CompressedAllReduceSGD PowerSGD \
+	BackupSyncSGD StaleSynchronousSGD AsyncSGD DANA \
+	DPSGD ADPSGD StochasticGradientPush ChocoSGD \
+	LocalSGD SlowMo StreamingDiLoCo NoLoCo
+
 demo: $(READY)
 	rm -rf demo
-	$(BIN)/offbeat compare --config examples/digits.yaml --out demo/comparison
+	$(BIN)/offbeat compare $(COMPARED) --config examples/digits.yaml --out demo/comparison
 	$(BIN)/offbeat run --method AsyncSGD --optimizer.lr 0.1 --workers 2 --out demo/real --plots
 	$(BIN)/offbeat replay demo/real
 

@@ -62,6 +62,12 @@ def test_the_command_prints_them(capsys):
     assert capsys.readouterr().out == citations(ADPSGD)[0].bibtex() + "\n"
 
 
+def test_optimizers_compressors_and_schedules_are_of_papers_too(capsys):
+    assert main(["cite", "LAMB", "QSGD", "XuSchedule"]) == 0
+    out = capsys.readouterr().out
+    assert [name in out for name in ("You et al., ", "Alistarh et al., ", "Xu, ")] == [True] * 3
+
+
 def test_a_class_of_the_users_own_file_is_cited(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))

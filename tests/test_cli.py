@@ -319,6 +319,16 @@ def test_methods_are_listed_by_family(capsys):
     assert line.split()[1:7] == ["worker,", "answer", "no", "2.07", "any", "yes"]
 
 
+def test_a_method_is_explained_with_its_settings(capsys):
+    assert main(["methods", "SlowMo(period=4, inner=DPSGD)", "LocalSGD"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("SlowMo, local updates\n\nSlowMo: tau steps of an inner method")
+    assert "u <- beta u + (x_0 - x_tau) / lr" in out
+    assert "\nsettings     inner=DPSGD, period=4, alpha=1, beta=0.5, buffers=reset\n" in out
+    assert "slowmo.py\n\nLocalSGD, local updates\n" in out
+    assert out.endswith(f"{Path('methods', 'local_sgd.py')}\n")
+
+
 @pytest.mark.parametrize(("wide", "columns"), [(False, 5), (True, 7)])
 def test_methods_fit_the_terminal(wide, columns):
     table = methods_table(wide)
@@ -404,6 +414,26 @@ WEIGHTS = ("--method", "ADPSGD", "--method.topology", "WeightedGraph", "--method
         (
             ["simulate", "--method", "ADPSGD", "--method.topology", "Rng"],
             "method.topology: there is no topology Rng; did you mean Ring?",
+        ),
+        (
+            ["simulate", "--method", "ChocoSGD", "--method.compressor", "topk"],
+            "method.compressor: there is no compressor topk; did you mean TopK?",
+        ),
+        (
+            ["simulate", "--method", "CompressedAllReduceSGD(compressor=Zip)"],
+            "method.compressor: there is no compressor Zip; there are ",
+        ),
+        (
+            ["simulate", "--method", "CompressedAllReduceSGD(compressor=TopK(fraction=0))"],
+            "fraction is 0; it must be above 0 and at most 1",
+        ),
+        (
+            ["simulate", "--method", "SoftsyncSGD(rule=Inverse)"],
+            "method.rule: there is no staleness rule Inverse; did you mean InverseStaleness?",
+        ),
+        (
+            ["simulate", "--method", "StaleSynchronousSGD(bound=1.5)"],
+            "method.bound must be a whole number or null, not '1.5'",
         ),
         (
             ["simulate", "--method", "SGD", "--problem", "Digit"],
@@ -519,7 +549,10 @@ WEIGHTS = ("--method", "ADPSGD", "--method.topology", "WeightedGraph", "--method
         ([*SIMULATE, "--out", "."], "--out . is not empty; choose another directory"),
         (["run", "--method", "SGD", "--workers", "0"], "cluster.workers is 0; it must be"),
         (["replay", "nowhere"], "nowhere is no run directory: it has no run.json"),
-        (["methods", "--all"], "`offbeat methods` takes no options, not --all"),
+        (["methods", "--all"], "there is no option --all; `offbeat methods --help` lists all"),
+        (["methods", "ADPSDG"], "there is no method ADPSDG; did you mean ADPSGD"),
+        (["methods", "BackupSyncSGD(backups=4)"], "backups is 4; it must be from 0 to below the"),
+        (["problems", "--all"], "`offbeat problems` takes no options, not --all"),
         (["compare", "AsyncSDG"], "there is no method AsyncSDG; did you mean AsyncSGD"),
         (["compare", "AsyncSGD(server=2)"], "method: AsyncSGD has no setting 'server'; did you"),
         (["compare", "AsyncSGD(2)"], "cannot read 'AsyncSGD(2)'; write Name or Name(setting="),

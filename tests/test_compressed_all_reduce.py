@@ -23,24 +23,9 @@ from offbeat.runtime.simulated import Simulation
 from offbeat.runtime.world import World
 from offbeat.testing import Quadratic, simulated, small_experiment
 from power_sgd_ranks import STEPS, WORKERS, experiment
+from test_theory import by_hand, close
 
 LOSSY = [TopK(fraction=0.2), RandomK(fraction=0.5), Sign(), QSGD(bits=2, unbiased=False), Half()]
-
-
-def close(one, other):
-    torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
-
-
-def gradients_by_hand(planned):
-    """Minibatch gradients of a quadratic in closed form: A^T (A x - b) / batch."""
-    world = World(planned)
-    A, b = world.data.train.inputs, world.data.train.targets
-
-    def gradient(x, rank, step):
-        rows = world.batches[rank].indices(step)
-        return A[rows].T @ (A[rows] @ x - b[rows]) / len(rows)
-
-    return gradient
 
 
 # Compressed all-reduce SGD
@@ -80,7 +65,7 @@ def test_what_was_sent_and_what_is_kept_are_all_the_gradients(compressor):
     planned = small_experiment(CompressedAllReduceSGD(compressor=compressor), steps=30)
     simulation = Watched(planned)
     assert simulation.run().error is None
-    gradient = gradients_by_hand(planned)
+    gradient = by_hand(planned)
     layout = simulation.nodes[0].layout
     decompressed = [
         [compressor.decompress(message, layout) for message in simulation.sent[rank]]
@@ -102,7 +87,7 @@ def test_top_k_with_error_feedback_is_its_formula():
     planned = small_experiment(
         CompressedAllReduceSGD(compressor=TopK(fraction=0.25)), workers=3, steps=20, momentum=0.5
     )
-    gradient = gradients_by_hand(planned)
+    gradient = by_hand(planned)
     x, m = torch.zeros(2, 8, dtype=torch.float64)
     e = torch.zeros(3, 8, dtype=torch.float64)
     for step in range(20):

@@ -10,9 +10,9 @@ from offbeat.methods import DPSGD, GradientTracking
 from offbeat.methods.gradient_tracking import Tracking, WeightedPair
 from offbeat.mixing import mixing_matrix
 from offbeat.runtime.simulated import Simulation
-from offbeat.runtime.world import World
 from offbeat.testing import Quadratic, check_ledger, simulated, small_experiment
 from offbeat.topology import Exponential, OnePeerExponential, Ring, Star, WeightedGraph
+from test_theory import by_hand
 
 STARTS = torch.randn(4, 8, generator=torch.Generator().manual_seed(1), dtype=torch.double)
 TOPOLOGIES = [
@@ -22,18 +22,6 @@ TOPOLOGIES = [
     WeightedGraph(weights=((0.5, 0.3, 0, 0.2), (0.3, 0.6, 0.1, 0),
                            (0, 0.1, 0.7, 0.2), (0.2, 0, 0.2, 0.6))),
 ]  # fmt: skip
-
-
-def gradients_of(experiment):
-    """Of a quadratic, in closed form."""
-    world = World(experiment)
-    A, b = world.data.train.inputs, world.data.train.targets
-
-    def gradient(x, rank, step):
-        rows = world.batches[rank].indices(step)
-        return A[rows].T @ (A[rows] @ x - b[rows]) / len(rows)
-
-    return gradient
 
 
 class Rounds(Simulation):
@@ -60,7 +48,7 @@ def test_gradient_tracking_is_its_matrix_form(topology):
     experiment = small_experiment(GradientTracking(topology=topology), steps=steps, lr=lr)
     simulation = Rounds(experiment, initial=lambda rank: STARTS[rank])
     assert simulation.run().error is None
-    gradient, x = gradients_of(experiment), STARTS
+    gradient, x = by_hand(experiment), STARTS
     y = slopes = torch.zeros(4, 8, dtype=torch.double)
     for step in range(steps):
         W = torch.from_numpy(mixing_matrix(topology, 4, step))

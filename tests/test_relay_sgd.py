@@ -10,7 +10,6 @@ from offbeat.cluster import Cluster, Constant, Fault
 from offbeat.methods import DPSGD, RelaySGD, SlowMo
 from offbeat.methods.relay_sgd import Relay, Relays
 from offbeat.runtime.simulated import Simulation
-from offbeat.runtime.world import World
 from offbeat.testing import Quadratic, simulated, small_experiment
 from offbeat.topology import (
     Complete,
@@ -24,6 +23,7 @@ from offbeat.topology import (
     Star,
     Tree,
 )
+from test_theory import by_hand
 
 STARTS = torch.randn(6, 8, generator=torch.Generator().manual_seed(1), dtype=torch.double)
 BENT = Graph(edges=((0, 4), (4, 1), (1, 5), (5, 2), (4, 3)))
@@ -35,18 +35,6 @@ def distances(topology, n=6):
     """(n, n): edges between two workers."""
     lengths = dict(nx.all_pairs_shortest_path_length(topology.graph(n)))
     return torch.tensor([[lengths[i][j] for j in range(n)] for i in range(n)])
-
-
-def gradients_of(experiment):
-    """Of a quadratic, in closed form."""
-    world = World(experiment)
-    A, b = world.data.train.inputs, world.data.train.targets
-
-    def gradient(x, rank, step):
-        rows = world.batches[rank].indices(step)
-        return A[rows].T @ (A[rows] @ x - b[rows]) / len(rows)
-
-    return gradient
 
 
 def delayed_means(history, distance):
@@ -66,7 +54,7 @@ def test_relay_sgd_is_its_matrix_form(topology):
     experiment = small_experiment(RelaySGD(topology=topology), workers=6, steps=steps, lr=lr)
     simulation = Simulation(experiment, initial=lambda rank: STARTS[rank])
     assert simulation.run().error is None
-    gradient, x, history = gradients_of(experiment), STARTS, []
+    gradient, x, history = by_hand(experiment), STARTS, []
     for step in range(steps):
         slopes = torch.stack([gradient(x[rank], rank, step) for rank in range(6)])
         history.append(x - lr * slopes)
@@ -121,7 +109,7 @@ def test_slow_momentum_over_relays_brings_no_model_back_from_before_its_outer_st
     method = SlowMo(inner=RelaySGD(topology=Line()), period=period, alpha=1.0, beta=0.0)
     experiment = small_experiment(method, workers=6, steps=steps, lr=lr)
     run = simulated(experiment)
-    gradient, x = gradients_of(experiment), torch.zeros(6, 8, dtype=torch.double)
+    gradient, x = by_hand(experiment), torch.zeros(6, 8, dtype=torch.double)
     for step in range(steps):
         if step % period == 0:
             history = []

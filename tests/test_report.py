@@ -12,7 +12,7 @@ from matplotlib.image import imread
 
 from offbeat import Budget, Cluster, simulate
 from offbeat.cli.output import nodes, summary
-from offbeat.methods import ADPSGD, SGD, AllReduceSGD, AsyncSGD, LocalSGD
+from offbeat.methods import METHODS, SGD, AllReduceSGD, AsyncSGD, LocalSGD
 from offbeat.problems import LeastSquares
 from offbeat.report import plots
 from offbeat.report.plots import plot_metric, plot_run, plot_timelines
@@ -127,6 +127,6 @@ def test_the_summary_says_what_went_wrong_and_who_left(asynchronous):
 
 
 def test_every_family_of_the_registry_has_a_colour_of_its_own():
-    families = {method.family for method in (SGD, AllReduceSGD, AsyncSGD, ADPSGD, LocalSGD)}
+    families = {method.family for method in METHODS.values()}
     assert families < plots.FAMILY_COLOURS.keys()
     assert len(set(plots.FAMILY_COLOURS.values())) == len(plots.FAMILY_COLOURS)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Sequence
 
+from .. import compression, optim, schedule
 from ..citation import citations
 from ..methods import METHODS
 from ..problems import PROBLEMS
@@ -14,9 +16,17 @@ from .commands import parsed_options
 from .errors import UsageError, nearest
 from .parsers import command_parser
 
+OTHERS: dict[str, type] = {
+    name: made
+    for module in (optim, compression, schedule)
+    for name, made in vars(module).items()
+    if inspect.isclass(made) and citations(made)
+}
+"""Optimizers, compressors and schedules that are of a paper."""
+
 
 def cite(options: Sequence[str]) -> int:
-    """Print the papers behind methods, topologies and problems."""
+    """Print the papers behind methods, topologies, optimizers and more."""
     parser = command_parser("cite", cite.__doc__)
     parser.add_argument(
         "names",
@@ -49,7 +59,7 @@ def _named(name: str) -> type:
         except ValueError as error:
             raise UsageError(str(error)) from error
         return getattr(importlib.import_module(module), own)
-    known: dict[str, type] = {**METHODS, **TOPOLOGIES, **PROBLEMS}
+    known: dict[str, type] = {**METHODS, **TOPOLOGIES, **PROBLEMS, **OTHERS}
     if name not in known:
         listed = f"; there are {', '.join(known)}"
         raise UsageError(f"there is nothing named {name} to cite{nearest(name, known, listed)}")

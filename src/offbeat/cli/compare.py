@@ -70,8 +70,8 @@ def _parser() -> ArgumentParser:
         type=str,
         nargs="*",
         default=[],
-        help="such as AsyncSGD 'LocalSGD(local_steps=16)' my_file.py:MyMethod; or else all; or "
-        "directories of saved runs",
+        help="such as AsyncSGD 'LocalSGD(local_steps=16)' my_file.py:MyMethod; all methods if "
+        "none is given; or directories of saved runs",
     )
     parser.add_argument(
         "--rates",

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 
-from .. import cluster, optim, schedule
+from .. import cluster, compression, optim, schedule
 from ..methods import METHODS
+from ..methods.staleness import StalenessRule
 from ..problems import PROBLEMS, Partition
 from ..topology import TOPOLOGIES
 
@@ -85,12 +86,19 @@ TYPES = {
     "str": "text",
     "bool": "true or false",
     "dict": "a mapping",
+    "NoneType": "null",
 }
 
 KINDS: dict[str, tuple[str, Sequence[str], str]] = {
     "method": ("method", list(METHODS), "`offbeat methods` lists them"),
     "inner": ("method", list(METHODS), "`offbeat methods` lists them"),
     "topology": ("topology", list(TOPOLOGIES), ""),
+    "compressor": (
+        "compressor",
+        [c.__name__ for c in compression.Compressor.__subclasses__()],
+        "",
+    ),
+    "rule": ("staleness rule", [c.__name__ for c in StalenessRule.__subclasses__()], ""),
     "problem": ("problem", list(PROBLEMS), ""),
     "compute": ("compute time", [c.__name__ for c in cluster.ComputeTime.__subclasses__()], ""),
     "partition": ("partition", [c.__name__ for c in Partition.__subclasses__()], ""),

@@ -23,14 +23,14 @@ COMMANDS = {
     "replay": ("commands", "Replay a real run in the simulator, and compare the parameters."),
     "report": ("report", "Write one HTML file that shows runs, comparisons or sweeps."),
     "export": ("export", "Write a run's trace for Perfetto, or as CSV tables."),
-    "methods": ("methods", "List the methods: what each sends and guarantees, roles and papers."),
+    "methods": ("methods", "List the methods, what each sends and guarantees; or explain some."),
     "topologies": ("topologies", "Show what topologies cost and how fast they mix; draw them."),
     "problems": (
         "problems",
         "List the problems: data, networks, and whether the files are here.",
     ),
     "clusters": ("clusters", "List the clusters that have a name, for `--cluster NAME`."),
-    "cite": ("cite", "Print the papers behind methods, topologies and problems."),
+    "cite": ("cite", "Print the papers behind methods, topologies, optimizers and more."),
 }
 
 

@@ -1,17 +1,24 @@
-"""`offbeat methods`"""
+"""`offbeat methods`, and `offbeat methods NAME...`"""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import os
 from collections.abc import Sequence
 
 from rich.table import Table
 
 from ..citation import citations
+from ..labels import label
 from ..method import Method
 from ..methods import METHODS
 from ..traffic import models_sent
+from .commands import parsed_options
+from .errors import UsageError, one_line
 from .output import console
-from .parsers import take_no_options
+from .parsers import command_parser
+from .spec import spec_of
 
 FAMILIES = list(dict.fromkeys(method.family for method in METHODS.values()))
 
@@ -25,8 +32,19 @@ Survives: the others go on when a worker is lost. All of these under the default
 
 
 def methods(options: Sequence[str]) -> int:
-    """List the methods: what each sends and guarantees, roles and papers."""
-    take_no_options("methods", methods.__doc__, options)
+    """List the methods, what each sends and guarantees; or explain some."""
+    parser = command_parser("methods", methods.__doc__)
+    parser.add_argument(
+        "names",
+        type=str,
+        nargs="*",
+        default=[],
+        help="such as ADPSGD or 'LocalSGD(local_steps=16)'; a table of all if not given",
+    )
+    parsed = parsed_options(parser, parser.parse_args, options)
+    if named := [spec_of(text, Method) for text in parsed.names]:
+        print("\n\n".join(map(explanation, named)))
+        return 0
     out = console()
     wide = out.width >= WIDE
     out.print(methods_table(wide))
@@ -56,19 +74,42 @@ def methods_table(wide: bool) -> Table:
         papers = [f"{c.short}, {c.title}" if wide else c.short for c in citations(method)]
         table.add_row(
             method.__name__,
-            *[_roles(method), "yes" if method.synchronous else "no"] * wide,
+            *[_roles(method()), "yes" if method.synchronous else "no"] * wide,
             f"{models_sent(method(), WORKERS):.3g}",
-            _staleness(method),
+            _staleness(method()),
             "yes" if method.survives_loss else "no",
             "; ".join(papers),
         )
     return table
 
 
-def _staleness(method: type[Method]) -> str:
-    bound = method().staleness_bound(WORKERS)
+def explanation(method: Method) -> str:
+    """What a method does, under which settings, where it stands, and what is true of it."""
+    made = type(method)
+    try:
+        sent = models_sent(method, WORKERS)
+    except ValueError as error:
+        raise UsageError(one_line(error)) from error
+    bound = method.staleness_bound(WORKERS)
+    settings = {f.name: label(getattr(method, f.name)) for f in dataclasses.fields(method)}
+    facts = {
+        "roles": _roles(method),
+        "synchronous": "yes" if method.synchronous else "no",
+        "sent": f"{sent:.3g} models for each gradient, with {WORKERS} workers",
+        "stale": "any number of steps" if bound is None else f"at most {bound} steps",
+        "survives": "the loss of a worker" if method.survives_loss else "no loss of a worker",
+        "settings": ", ".join(f"{name}={value}" for name, value in settings.items()) or "none",
+        "file": os.path.relpath(inspect.getfile(made)),
+    }
+    lines = [f"{name:<12} {text}" for name, text in facts.items()]
+    said = f"{made.__name__}, {method.family}\n\n{inspect.getdoc(made) or ''}".strip()
+    return "\n".join([said, "", *lines])
+
+
+def _staleness(method: Method) -> str:
+    bound = method.staleness_bound(WORKERS)
     return "any" if bound is None else str(bound)
 
 
-def _roles(method: type[Method]) -> str:
-    return ", ".join(["worker", *method.background, *["server"] * bool(method().server_count)])
+def _roles(method: Method) -> str:
+    return ", ".join(["worker", *method.background, *["server"] * bool(method.server_count)])

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..messages import message
 from ..method import ServerMethod
 from ..node import Node
+from .diloco import check_outer
 
 
 @message
@@ -132,10 +133,7 @@ class AsyncLocalSGD(ServerMethod):
         super().validate(workers)
         if self.local_steps < 1:
             raise ValueError(f"local_steps is {self.local_steps}; it must be at least 1")
-        if not 0 <= self.outer_momentum < 1:
-            raise ValueError(
-                f"outer_momentum is {self.outer_momentum:g}; it must be from 0 to below 1"
-            )
+        check_outer(self.outer_lr, self.outer_momentum)
         period = workers if self.momentum_period is None else self.momentum_period
         if period < 1:
             raise ValueError(f"momentum_period is {period}; it must be at least 1")

@@ -18,6 +18,14 @@ def nesterov(node: Node, name: str, start: Tensor, lr: float, momentum: float) -
     return node.outer(name, start, torch.optim.SGD, lr=lr, momentum=momentum, nesterov=momentum > 0)
 
 
+def check_outer(lr: float, momentum: float) -> None:
+    """Raise ValueError, in one line, for settings that no outer optimizer of momentum can have."""
+    if not lr > 0:
+        raise ValueError(f"outer_lr is {lr:g}; it must be positive")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"outer_momentum is {momentum:g}; it must be from 0 to below 1")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DiLoCo(LocalSGD):
     """DiLoCo: local steps; every H of them an outer Nesterov step on the mean change.
@@ -45,6 +53,10 @@ class DiLoCo(LocalSGD):
 
     outer_steps: ClassVar[bool] = True
     serial: ClassVar[dict[str, Any] | None] = {"local_steps": 1_000_000}
+
+    def validate(self, workers: int) -> None:
+        super().validate(workers)
+        check_outer(self.outer_lr, self.outer_momentum)
 
     async def step(self, node: Node) -> None:
         self._outer(node)  # Made of the parameters before the first step.

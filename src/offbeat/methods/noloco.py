@@ -13,6 +13,7 @@ from ..method import Method
 from ..node import Node
 from ..suspensions import PeerLost
 from ..topology import RandomMatching, Topology, neighbors
+from .diloco import check_outer
 
 
 @message
@@ -96,12 +97,7 @@ class NoLoCo(Method):
                     )
         if self.local_steps < 1:
             raise ValueError(f"local_steps is {self.local_steps}; it must be at least 1")
-        if not self.outer_lr > 0:
-            raise ValueError(f"outer_lr is {self.outer_lr:g}; it must be positive")
-        if not 0 <= self.outer_momentum < 1:
-            raise ValueError(
-                f"outer_momentum is {self.outer_momentum:g}; it must be from 0 to below 1"
-            )
+        check_outer(self.outer_lr, self.outer_momentum)
 
     async def step(self, node: Node) -> None:
         own = node.state(SlowWeights)

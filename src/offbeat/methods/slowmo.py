@@ -76,6 +76,10 @@ class SlowMo(Method):
     def validate(self, workers: int) -> None:
         if self.period < 1:
             raise ValueError(f"period is {self.period}; it must be at least 1")
+        if not self.alpha > 0:
+            raise ValueError(f"alpha is {self.alpha:g}; it must be positive")
+        if not 0 <= self.beta < 1:
+            raise ValueError(f"beta is {self.beta:g}; it must be from 0 to below 1")
         if self.inner.server_count or not self.inner.synchronous:
             raise ValueError(
                 f"SlowMo cannot wrap {type(self.inner).__name__}: it averages at the same step "

@@ -14,7 +14,7 @@ from ..method import Method
 from ..node import Node
 from ..parameters import Layout
 from ..suspensions import Started
-from .diloco import nesterov
+from .diloco import check_outer, nesterov
 
 Spans = tuple[slice, ...]
 
@@ -124,6 +124,7 @@ class StreamingDiLoCo(Method):
             )
         if not 0 <= self.mixing <= 1:
             raise ValueError(f"mixing is {self.mixing:g}; it must be from 0 to 1")
+        check_outer(self.outer_lr, self.outer_momentum)
 
     async def step(self, node: Node) -> None:
         fragments = fragment_spans(node.layout, self.fragments, self.pattern)

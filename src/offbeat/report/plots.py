@@ -19,11 +19,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from ..compare import Comparison
 from ..runs import Run
 
-# Okabe and Ito's colours, which the colour-blind tell apart; a family shares one.
+# Okabe and Ito's colours, which the colour-blind tell apart, and a brown; a family shares one.
 FAMILY_COLOURS = {
     "serial": "#555555",
     "all-reduce": "#0072B2",
     "parameter server": "#D55E00",
+    "shared memory": "#8B5E3C",
     "decentralized": "#009E73",
     "local updates": "#AA4499",
     "user": "#E69F00",

@@ -15,6 +15,7 @@ ON_DARK = {
     "serial": "#B8B8B8",
     "all-reduce": "#56B4E9",
     "parameter server": "#FF8B3D",
+    "shared memory": "#D2A679",
     "decentralized": "#2BCB9A",
     "local updates": "#E38BD0",
     "user": "#F5C04A",
