@@ -11,7 +11,6 @@ from torch import Tensor
 from ..ledger import Ledger
 from ..messages import message
 from ..node import Node
-from ..topology import neighbors
 from .d_psgd import DPSGD
 
 
@@ -71,8 +70,7 @@ class GradientTracking(DPSGD):
         if own.tracker is None or own.gradient is None:
             own.tracker = torch.zeros_like(node.parameters)
             own.gradient = torch.zeros_like(node.parameters)
-        # With those who have departed: what they held of the y is missing for ever.
-        peers = neighbors(self.topology, len(node.workers), node.rank, node.round)
+        peers = node.peers(self.topology)
         for peer, weight in peers.out.items():
             node.send(peer, WeightedPair(node.scaled(weight), weight * own.tracker))
         own.tracker = peers.self_weight * own.tracker
