@@ -243,7 +243,7 @@ def test_a_collective_without_one_of_its_members_ends_the_run_and_names_it(
     "name", [name for name, method in METHODS.items() if not method().survives_loss]
 )
 def test_whoever_does_not_survive_a_loss_never_goes_on_in_silence(name, kind):
-    # At several moments of a round: some learn of it between two rounds, others in the midst of one.
+    # At several moments of a round: some learn of it between two rounds, others within one.
     for at in (0.1, 0.112, 0.12):
         run = simulate(METHODS[name](), fault(kind, 1, at))[1]
         assert run.error is not None, at

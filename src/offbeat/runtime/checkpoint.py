@@ -113,9 +113,7 @@ def next_pause(statuses: Sequence[Status], method: Method) -> int | dict[int, in
     """
     stuck = any(status.stuck for status in statuses)
     if stuck and method.unequal_rounds:
-        return {
-            rank: round + 1 for status in statuses for rank, round in status.rounds.items()
-        }
+        return {rank: round + 1 for status in statuses for rank, round in status.rounds.items()}
     rounds = {
         # Whoever waits in the middle of a round can be held before the next one at the earliest.
         round + (stuck and rank not in status.paused)

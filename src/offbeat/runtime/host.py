@@ -190,8 +190,8 @@ class Host(Executor):
     def pause(self, at_round: int | dict[int, int] = 0) -> None:
         """Hold each worker before the first round from `at_round` on that it comes to.
 
-        A mapping gives each worker's own round, by rank. Those that are held before an earlier one go on until there. Servers and what runs beside
-        a worker go on to serve.
+        A mapping gives each worker's own round, by rank. Those that are held before an earlier one
+        go on until there. Servers and what runs beside a worker go on to serve.
         """
         with self.lock:
             self._pause_at = at_round
