@@ -1,6 +1,7 @@
 """Capture: a run that is stopped between rounds goes on to the bit, and what cannot is refused."""
 
 import functools
+import itertools
 import re
 import threading
 import time
@@ -35,11 +36,14 @@ from offbeat.problems import Digits
 from offbeat.runtime.capture import CaptureError, capture, read_state, restore
 from offbeat.runtime.checkpoint import next_pause
 from offbeat.runtime.compute import SerialEvaluator
+from offbeat.runtime.control import Pause, Proceed
 from offbeat.runtime.host import Host
+from offbeat.runtime.keeping import MOST_ORDERS, Keeper
 from offbeat.runtime.replay import replay_run
 from offbeat.runtime.seats import Seat, quiet
 from offbeat.runtime.shared import CommonParameters
 from offbeat.runtime.simulated import Simulation
+from offbeat.runtime.status import Status
 from offbeat.runtime.tasks import Finished
 from offbeat.runtime.world import World
 from offbeat.testing import small_experiment
@@ -414,6 +418,27 @@ def test_a_worker_that_waits_for_those_who_are_further_is_helped_by_one_more_rou
         states = [read_state(data) for _, data in sorted(team.capture().items())]
         assert [state.round for state in states[:3]] == [2, 6, 6]
         assert states[3].versions == (6,)  # Five steps of nodes 1 and 2, and one of node 0's.
+
+
+def test_who_waits_for_good_is_not_waited_for_for_ever():
+    # The held ones go on by a round at every order, and node 0 waits all the same.
+    told, notes, asked = [], [], itertools.count()
+    seat = Seat(host=0, ranks=[0, 1])
+    keeper = Keeper(
+        every=1.0, method=BackupSyncSGD(), tell=told.append, write=print, note=notes.append
+    )
+    keeper.begin()
+    while keeper.busy:
+        order = told[-1].at_round
+        seat.status = Status(
+            idle=True, parked=False, stuck=True, waiting=[], sent={}, received={},
+            rounds={0: 3, 1: next(asked)}, pausing=order, paused={1},
+            computed=0, steps=0, bytes_sent=0, departed=set(),
+        )  # fmt: skip
+        keeper.all_quiet([seat])
+    assert told[:2] == [Pause(at_round=0), Pause(at_round={0: 4, 1: 1})]
+    assert (len(told), told[-1]) == (MOST_ORDERS + 1, Proceed())
+    assert notes == ["no checkpoint: some worker is in the middle of a round for good"]
 
 
 def test_a_node_in_the_middle_of_a_round_is_not_captured(tmp_path: Path):
