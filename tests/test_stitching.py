@@ -158,6 +158,25 @@ def test_a_written_page_is_found(scans):
     os.close(fd)
 
 
+def test_a_written_page_is_found_in_swap_and_in_the_last_page_too(monkeypatch):
+    written, read, untouched = (
+        (1 << 62).to_bytes(8, "little"),
+        (5 << 61).to_bytes(8, "little"),
+        bytes(8),
+    )
+    entries = []
+    monkeypatch.setattr(os, "pread", lambda fd, n, at: b"".join(entries)[:n])
+    pagemap = Pagemap()
+    pagemap._scans = False
+    entries[:] = [read, untouched, read]
+    assert not pagemap.has_private(0, 3 * PAGE)
+    entries[:] = [read, untouched, written]
+    assert pagemap.has_private(0, 3 * PAGE)
+    assert pagemap.has_private(0, 2 * PAGE + 1)
+    assert not pagemap.has_private(0, 2 * PAGE)
+    pagemap.close()
+
+
 def test_where_the_system_does_not_say_every_page_counts_as_written(monkeypatch):
     def refuse(*arguments):
         raise PermissionError
