@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from pathlib import Path
@@ -16,6 +17,7 @@ from loop_job import flat
 from loop_ranks import assert_fine, rank_and_size, run_ranks
 from offbeat import methods
 from offbeat.methods import SGD
+from offbeat.parameters import PiecewiseVector
 from offbeat.runtime.errors import RunError
 from offbeat.runtime.loop import distribute
 from offbeat.suspensions import Gradient
@@ -328,6 +330,40 @@ def test_a_gradient_that_a_method_keeps_is_its_own():
             optimizer.step()
             optimizer.zero_grad(set_to_none=False)
     assert model.weight.tolist() == [[-11.0] * 3]
+
+
+def test_nobody_reads_a_gradient_while_it_is_copied(monkeypatch):
+    """A coroutine beside the worker may be reading it, in the transport's thread."""
+    owned, keep = [], PiecewiseVector.keep
+
+    def watched(pieces):
+        owned.append(optimizer.host.lock._is_owned())
+        keep(pieces)
+
+    monkeypatch.setattr(OneLate, "held", [])
+    monkeypatch.setattr(PiecewiseVector, "keep", watched)
+    model = small()
+    with distribute(model, torch.optim.SGD(model.parameters()), method=OneLate()) as optimizer:
+        model(inputs(0)).sum().backward()
+        optimizer.step()
+    assert owned == [True]
+
+
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph")
+def test_gradients_may_have_a_graph_of_their_own():
+    ends = []
+    for distributed in (True, False):
+        torch.manual_seed(0)
+        model = small()
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        job = distribute(model, sgd, method=SGD()) if distributed else contextlib.nullcontext(sgd)
+        with job as optimizer:
+            for step in range(3):
+                model(inputs(step)).square().mean().backward(create_graph=True)
+                optimizer.step()
+                optimizer.zero_grad()
+        ends.append(flat(model))
+    assert torch.equal(*ends)
 
 
 def test_the_module_computes_with_the_worker_s_own_parameters():

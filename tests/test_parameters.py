@@ -207,6 +207,22 @@ def test_an_optimizer_from_elsewhere_may_write_into_its_copy(layout):
     assert vector.eq(-4).all()
 
 
+@pytest.mark.parametrize("foreach", [None, False, True])
+def test_two_parameters_may_have_one_gradient_whatever_the_optimizer_writes(foreach):
+    # With foreach torch's SGD adds Nesterov's momentum to the gradients in place.
+    layout, gradient = Layout(("w", "v"), ((300_000,), (300_000,))), torch.ones(300_000)
+    vector = torch.zeros(layout.size)
+    pieces = PiecewiseVector(
+        layout=layout, tensors=[gradient, gradient], new=lambda: torch.empty(layout.size)
+    )
+    make = sgd(lr=1.0, momentum=0.5, nesterov=True, foreach=foreach)
+    optimizer = ParameterOptimizer(vector, layout, make)
+    for _ in range(2):
+        optimizer.step(pieces)
+    assert gradient.eq(1).all()
+    assert vector.eq(-1.5 - 1.75).all()
+
+
 def test_flatten_writes_where_it_is_told():
     layout, out = Layout.of(network()), torch.empty(26)
     tensors = layout.views(torch.arange(26.0))

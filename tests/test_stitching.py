@@ -1,6 +1,7 @@
 """Pieces in several slots that are read as one tensor, and pages that writing has made private."""
 
 import ctypes
+import fcntl
 import gc
 import mmap
 import os
@@ -13,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offbeat.runtime import stitching
+from offbeat.runtime.mappings import Mappings
 from offbeat.runtime.pages import Pagemap
-from offbeat.runtime.slots import Place, Pool
+from offbeat.runtime.slots import SEALS, Place, Pool
 from offbeat.runtime.stitching import PAGE, Stitcher, padding
 
 
@@ -70,6 +72,38 @@ def test_writing_to_the_whole_changes_nobody_else_s_and_no_later_one():
         assert torch.equal(pieces[0], torch.arange(40_000.0))
         assert torch.equal(pieces[1], torch.arange(40_000.0, 80_000.0))
         del whole
+
+
+def test_pages_that_the_program_locks_do_not_keep_what_was_written():
+    pool, stitcher = Pool(), Stitcher()
+    pieces = pieces_of(pool, [40_000, 40_000])
+    for _ in range(3):
+        whole = join(stitcher, pool, pieces)
+        assert torch.equal(whole, torch.arange(80_000.0))
+        whole.mul_(2.0)
+        lock(whole.data_ptr(), whole.nbytes)
+        del whole
+
+
+def lock(address: int, length: int) -> None:
+    """Lock pages in memory, as `mlockall` does all."""
+    if ctypes.CDLL(None).mlock(ctypes.c_void_p(address), ctypes.c_size_t(length)):
+        pytest.skip("this user may not lock memory")
+
+
+def test_a_slot_whose_pages_the_program_locks_is_read_as_its_owner_wrote_it():
+    fd = os.memfd_create("slot", os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, 4 * PAGE)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+    mappings = Mappings(lambda token: None)
+    mappings.add(1, 4 * PAGE, fd)
+    for token in range(3):
+        payload = torch.frombuffer(mappings.view(1, token, PAGE, 2 * PAGE), dtype=torch.uint8)
+        assert not payload.any()
+        payload.fill_(1)
+        lock(payload.data_ptr(), payload.nbytes)
+        del payload
+    mappings.close()
 
 
 def test_a_region_is_used_again_and_shows_what_the_slots_hold_now(monkeypatch):
@@ -156,6 +190,25 @@ def test_a_written_page_is_found(scans):
     assert not pagemap.has_private(address, size)
     pagemap.close()
     os.close(fd)
+
+
+def test_a_written_page_is_found_in_swap_and_in_the_last_page_too(monkeypatch):
+    written, read, untouched = (
+        (1 << 62).to_bytes(8, "little"),
+        (5 << 61).to_bytes(8, "little"),
+        bytes(8),
+    )
+    entries = []
+    monkeypatch.setattr(os, "pread", lambda fd, n, at: b"".join(entries)[:n])
+    pagemap = Pagemap()
+    pagemap._scans = False
+    entries[:] = [read, untouched, read]
+    assert not pagemap.has_private(0, 3 * PAGE)
+    entries[:] = [read, untouched, written]
+    assert pagemap.has_private(0, 3 * PAGE)
+    assert pagemap.has_private(0, 2 * PAGE + 1)
+    assert not pagemap.has_private(0, 2 * PAGE)
+    pagemap.close()
 
 
 def test_where_the_system_does_not_say_every_page_counts_as_written(monkeypatch):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from .optim.layerwise import Layerwise
 
@@ -198,17 +198,14 @@ class ParameterOptimizer:
         self._layout = layout
         self._parameters = [nn.Parameter(view) for view in layout.views(parameters)]
         self.inner = factory(list(zip(layout.names, self._parameters, strict=True)))
-        # These only read a gradient, so a large one need not be copied for them.
-        torchs = type(self.inner).__module__.startswith("torch.optim.")
-        reads_only = torchs or isinstance(self.inner, Layerwise)
-        self._copies = parameters.nbytes <= COPIED or not reads_only
+        self._step = _unobserved_step(self.inner)
+        self._copies = parameters.nbytes <= COPIED or not _only_reads(self.inner)
         self._gradient = parameters.new_zeros(parameters.numel() if self._copies else 0)
         if self._copies:
             self._point_at(layout.views(self._gradient))
         refusal = UNUSABLE.get(type(self.inner).__name__)
         if refusal is not None:
             raise ValueError(f"optimizer {type(self.inner).__name__} cannot be used: {refusal}")
-        self._step = _unobserved_step(self.inner)
         self._base_rates = [group["lr"] for group in self.inner.param_groups]
         self._scale = 1.0
 
@@ -271,6 +268,17 @@ class OuterOptimizer:
         """One step along `gradient`; returns the vector after it."""
         self._optimizer.step(gradient)
         return self.parameters
+
+
+def _only_reads(optimizer: Optimizer) -> bool:
+    """Whether it never writes to a gradient, so that a large one need not be copied for it."""
+    if isinstance(optimizer, SGD):
+        # With `foreach` torch adds Nesterov's momentum to the gradients themselves.
+        groups = optimizer.param_groups
+        if any(group["nesterov"] and group["foreach"] is not False for group in groups):
+            return False
+    torchs = type(optimizer).__module__.startswith("torch.optim.")
+    return torchs or isinstance(optimizer, Layerwise)
 
 
 def _unobserved_step(optimizer: Optimizer) -> Callable[[], object]:

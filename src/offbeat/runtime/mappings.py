@@ -165,6 +165,10 @@ class Mappings:
         while self._read:
             slot, memory = self._read.popleft()
             address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-            if self._pagemap.has_private(address, len(memory)):
-                memory.madvise(mmap.MADV_DONTNEED)
-            slot.idle.append(memory)
+            try:
+                if self._pagemap.has_private(address, len(memory)):
+                    memory.madvise(mmap.MADV_DONTNEED)
+            except OSError:  # Locked pages cannot be cleaned: it is let go.
+                self._bytes -= len(memory)
+            else:
+                slot.idle.append(memory)

@@ -10,7 +10,7 @@ import struct
 
 import numpy as np
 
-_PRESENT, _OF_FILE = np.uint64(1 << 63), np.uint64(1 << 61)
+_IN_MEMORY_OR_SWAP, _OF_FILE = np.uint64(3 << 62), np.uint64(1 << 61)
 _ENTRY_BYTES = 8
 
 # PAGEMAP_SCAN of <linux/fs.h>, since Linux 6.7: twenty times as fast as to read an entry a page.
@@ -28,7 +28,7 @@ class Pagemap:
         self._found = ctypes.create_string_buffer(24)
 
     def has_private(self, address: int, length: int) -> bool:
-        """Whether some page of these whole pages was written, and so is no longer the file's.
+        """Whether some page of these was written, and so is no longer the file's.
 
         True also where the system does not say.
         """
@@ -63,10 +63,11 @@ class Pagemap:
         return fcntl.ioctl(fd, _SCAN, bytearray(argument)) > 0
 
     def _read(self, fd: int, address: int, length: int) -> bool:
-        entries, first = length // mmap.PAGESIZE, address // mmap.PAGESIZE
+        entries, first = -(-length // mmap.PAGESIZE), address // mmap.PAGESIZE
         content = os.pread(fd, entries * _ENTRY_BYTES, first * _ENTRY_BYTES)
         pages = np.frombuffer(content, dtype=np.uint64)
-        return len(pages) != entries or bool(((pages & (_PRESENT | _OF_FILE)) == _PRESENT).any())
+        private = ((pages & _IN_MEMORY_OR_SWAP) != 0) & ((pages & _OF_FILE) == 0)
+        return len(pages) != entries or bool(private.any())
 
     def close(self) -> None:
         if self._fd is not None:

@@ -7,6 +7,7 @@ pages that he writes.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import threading
@@ -88,8 +89,9 @@ class Stitcher:
     def _tidy(self) -> None:
         while self._read:
             region = self._read.popleft()
-            region.clean(self._pagemap)
-            self._idle[region.key] = region
+            with contextlib.suppress(OSError):  # Locked pages cannot be cleaned: it is let go.
+                region.clean(self._pagemap)
+                self._idle[region.key] = region
         while len(self._idle) > REGIONS_KEPT:
             self._idle.popitem(last=False)
 
@@ -146,7 +148,11 @@ class _Region:
         return lent
 
     def clean(self, pagemap: Pagemap) -> None:
-        """Undo what was written to mapped pages."""
+        """Undo what was written to mapped pages.
+
+        Raises:
+            OSError: the system does not let go of them.
+        """
         for first, last in self.mapped:
             if pagemap.has_private(self.address + first, last - first):
                 self.memory.madvise(mmap.MADV_DONTNEED, first, last - first)

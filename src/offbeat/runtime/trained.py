@@ -49,8 +49,9 @@ class Trained(nn.Module):
         """
         found: list[Tensor] = []
         for name, parameter in self.named:
-            if parameter.grad is not None:
-                found.append(parameter.grad)
+            if (gradient := parameter.grad) is not None:
+                # That of `backward(create_graph=True)` has a graph of its own.
+                found.append(gradient.detach() if gradient.requires_grad else gradient)
                 continue
             if not parameter.requires_grad:
                 raise ValueError(

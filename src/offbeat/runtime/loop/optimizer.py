@@ -151,9 +151,12 @@ class DistributedOptimizer(Optimizer):
         self.host.fulfil(task, request, gradient, value, self.host.elapsed)
         del gradient
         self._next()
-        # The pieces are `.grad`, which the user's loop will write to again.
-        if pieces is not None and (still_wanted := pieces()) is not None:
-            still_wanted.keep()
+        # The pieces are `.grad`, which the user's loop will write to again. Under the lock, for the
+        # transport's thread may just be stepping who reads them.
+        if pieces is not None:
+            with self.host.lock:
+                if (still_wanted := pieces()) is not None:
+                    still_wanted.keep()
         return loss
 
     def _skipped(self) -> bool:
