@@ -5,8 +5,11 @@ import random
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from offbeat.compression import QSGD, Compressed, Half, Identity, RandomK, Sign, TopK
+from offbeat.compression import E3M0, QSGD, Compressed, Half, Identity, RandomK, Sign, TopK
+from offbeat.compression.e3m0 import LEVELS
 from offbeat.compression.packing import WIDTHS, pack, unpack
 from offbeat.compression.qsgd import quantized
 from offbeat.messages import codec_of
@@ -27,6 +30,7 @@ COMPRESSORS = [
     RandomK(fraction=0.3),
     RandomK(fraction=0.6, unbiased=True),
     Sign(),
+    E3M0(),
     QSGD(),
     QSGD(bits=4, bucket=100),
     QSGD(bits=2, bucket=100, unbiased=False),
@@ -130,6 +134,7 @@ TAKEN = {  # of 1,003 float32 numbers in 4 tensors
     TopK(fraction=0.1): 101 * (4 + 4),
     RandomK(): 11 * 4 + 8,
     Sign(): 126 + 4 * 4,
+    E3M0(): 502 + 4,
     QSGD(): 1003 + 2 * 4,
     QSGD(bits=4): 502 + 2 * 4,
     QSGD(bits=2, bucket=100): 251 + 11 * 4,
@@ -219,6 +224,29 @@ def test_sign_loses_what_its_formula_says():
         if size:
             expected = part.square().sum() - part.abs().sum() ** 2 / size
             assert left.square().sum().item() == pytest.approx(expected.item(), abs=1e-10)
+
+
+def test_e3m0_s_numbers_are_seven_powers_of_two_their_negatives_and_zero():
+    exact = torch.tensor([*LEVELS, *(-level for level in LEVELS[1:])])
+    layout = Layout(("x",), ((15,),))
+    assert exact.abs().unique().tolist() == [0, *(2.0**-k for k in range(6, -1, -1))]
+    assert torch.equal(sent(E3M0(), 3.0 * exact, layout=layout), 3.0 * exact)
+
+
+def test_e3m0_s_numbers_are_two_to_a_byte_the_first_in_its_lower_half():
+    x = torch.tensor([1.0, -0.5, 2.0])
+    compressed = E3M0().compress(x, Layout(("x",), ((3,),)), random.Random(0))
+    assert compressed.coded.tolist() == [6 | (5 + 8) << 4, 7]
+    assert compressed.side.tolist() == [2.0]
+
+
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=0, max_size=9))
+def test_e3m0_takes_the_nearest_of_its_numbers(values):
+    x = torch.tensor(values, dtype=torch.float64)
+    result = sent(E3M0(), x, layout=Layout(("x",), ((len(x),),)))
+    numbers = torch.tensor([*LEVELS, *(-level for level in LEVELS)], dtype=torch.float64)
+    distances = (x[:, None] - numbers * max(map(abs, values), default=0.0)).abs()
+    torch.testing.assert_close((result - x).abs(), distances.min(dim=1).values)
 
 
 @pytest.mark.parametrize("compressor", [QSGD(bits=2, bucket=100), QSGD(bits=4), QSGD()], ids=str)

@@ -10,6 +10,7 @@ from offbeat.messages import message
 from offbeat.method import Method
 from offbeat.methods import (
     ADPSGD,
+    METHODS,
     SGD,
     AllReduceSGD,
     AsyncSGD,
@@ -235,6 +236,18 @@ def test_a_collective_without_one_of_its_members_ends_the_run_and_names_it(
     assert 0.15 < simulation.clock.now / 1e9 < 1.0
     assert len(run.trace.gradients) > 10
     assert len(run.metrics) >= 2
+
+
+@pytest.mark.parametrize("kind", ["crash", "leave"])
+@pytest.mark.parametrize(
+    "name", [name for name, method in METHODS.items() if not method().survives_loss]
+)
+def test_whoever_does_not_survive_a_loss_never_goes_on_in_silence(name, kind):
+    # At several moments of a round: some learn of it between two rounds, others within one.
+    for at in (0.1, 0.112, 0.12):
+        run = simulate(METHODS[name](), fault(kind, 1, at))[1]
+        assert run.error is not None, at
+        assert f"cannot go on: worker 1 is gone, and {name} does not survive a loss" in run.error
 
 
 @pytest.mark.parametrize("method", [AsyncSGD(), AsyncSGD(servers=2), DelayCompensatedSGD()])

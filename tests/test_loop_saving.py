@@ -14,6 +14,7 @@ from loop_job import flat
 from loop_ranks import assert_fine, rank_and_size, run_ranks
 from offbeat import methods
 from offbeat.methods import METHODS, SGD
+from offbeat.methods.gathering import Gathered, GatheringSGD
 from offbeat.runtime.errors import RunError
 from offbeat.runtime.loop import distribute
 
@@ -71,14 +72,18 @@ def interrupted(out: Path) -> None:
                 torch.save(saved, out / f"saved-{rank}.pt")
                 saved = torch.load(out / f"saved-{rank}.pt", weights_only=True)
         ends.append(flat(model))
-        torch.save([*ends, optimizer_steps(optimizer)], out / f"{kind.__name__}-{rank}.pt")
+        torch.save([*ends, gradients_used(optimizer)], out / f"{kind.__name__}-{rank}.pt")
 
 
-def optimizer_steps(optimizer) -> int:
-    """That all nodes of a rank have made, whether gradients are applied by servers or workers."""
+def gradients_used(optimizer) -> int:
+    """By the nodes of a rank, be it servers or workers who make steps: in one, dropped, or kept."""
     scheduler = optimizer.host.scheduler
-    by_servers = scheduler.method.family == "parameter server"
-    return sum(n.versions[0] for n in scheduler.nodes.values() if n.is_server == by_servers)
+    if scheduler.method.family != "parameter server":
+        return scheduler.nodes[optimizer.rank].versions[0]
+    servers = [node for node in scheduler.nodes.values() if node.is_server]
+    if not issubclass(type(scheduler.method), GatheringSGD):
+        return sum(node.versions[0] for node in servers)  # A step is of one gradient.
+    return sum(node.samples + len(node.state(Gathered).taken_at) for node in servers)
 
 
 @pytest.mark.parametrize("size", [2, 3])

@@ -21,6 +21,7 @@ from offbeat.suspensions import PeerLost
 from offbeat.testing import (
     audited,
     check_ledger,
+    check_messages,
     fingerprint,
     random_cluster,
     simulated,
@@ -221,6 +222,12 @@ def test_survivors_go_on():
     )
     run = simulated(experiment)
     assert run.metrics[-1].loss < run.metrics[0].loss / 100
+
+
+@pytest.mark.parametrize("overlap", [2, 3, 6])
+def test_shares_under_way_at_the_end_are_no_messages_that_pile_up(overlap):
+    check_messages(push(overlap), workers=5)
+    check_messages(push(overlap, OnePeerExponential()), workers=8)
 
 
 def test_a_negative_overlap_is_refused():

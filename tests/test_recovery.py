@@ -20,6 +20,7 @@ from offbeat.methods import (
     METHODS,
     AllReduceSGD,
     AsyncSGD,
+    BackupSyncSGD,
     LocalSGD,
     StochasticGradientPush,
     SyncSGD,
@@ -52,14 +53,26 @@ def test_a_resumed_synchronous_run_equals_the_uninterrupted_one(name: str, tmp_p
     assert_replays(second, tmp_path)
 
 
-@pytest.mark.parametrize("method", [AsyncSGD(), ADPSGD()])
-def test_an_asynchronous_run_goes_on_with_what_it_had(method: Method, tmp_path: Path):
-    run_processes(experiment(method, samples=1600), tmp_path, checkpoint_every=0.05)
+@pytest.mark.parametrize(
+    ("method", "workers", "samples"),
+    [
+        (AsyncSGD(), 2, 1600),
+        (ADPSGD(), 2, 1600),
+        # Whoever waits for the second gradient at the end cannot be held: longer than till one is.
+        (BackupSyncSGD(), 3, 8000),
+    ],
+)
+def test_an_asynchronous_run_goes_on_with_what_it_had(
+    method: Method, workers: int, samples: int, tmp_path: Path
+):
+    first = experiment(method, workers, samples=samples)
+    run_processes(first, tmp_path, checkpoint_every=0.05)
     checkpoint, _ = latest_checkpoint(tmp_path)
-    assert checkpoint.samples <= 1600
-    run = run_processes(experiment(method, samples=3200), tmp_path, resume=checkpoint)
+    assert checkpoint.samples <= samples
+    further = experiment(method, workers, samples=2 * samples)
+    run = run_processes(further, tmp_path, resume=checkpoint)
     assert run.error is None
-    assert run.metrics[-1].samples == 3200
+    assert run.metrics[-1].samples == 2 * samples
     assert run.metrics[-1].loss < checkpoint.metrics[-1].loss
     assert any("resumed from" in note for note in run.notes)
     assert_replays(run, tmp_path)
@@ -98,7 +111,9 @@ def test_an_asynchronous_server_comes_back_from_its_checkpoint(tmp_path: Path):
     assert_replays(run, tmp_path)
 
 
-@pytest.mark.parametrize("method", [AsyncSGD(), ADPSGD(), StochasticGradientPush()])
+@pytest.mark.parametrize(
+    "method", [AsyncSGD(), ADPSGD(), StochasticGradientPush(), BackupSyncSGD()]
+)
 def test_a_worker_joins_late_with_the_present_model(method: Method, tmp_path: Path):
     join = Fault(kind="join", rank=1, at=0.3)
     # Long enough for a process to start on a machine that has other things to do.

@@ -92,6 +92,8 @@ class Node:
     """Gives `minibatch`; None where the samples are the user's own loop's."""
     shared: SharedParameters | None = None
     """Where `parameters` lie if all workers share them."""
+    survives_loss: bool = True
+    """Whether the method goes on without those who have departed; if not, `peers` keeps them."""
 
     round: int = 0
     """Rounds of `step` or `serve` that this node has completed."""
@@ -156,8 +158,12 @@ class Node:
         return self.first_round.get(rank, 0) <= round
 
     def peers(self, topology: Topology) -> Neighbors:
-        """Live neighbours in this round and the weights they are given (they sum to one)."""
-        live = self.is_live if self.departed or self.first_round else None
+        """Neighbours in this round and the weights they are given (they sum to one).
+
+        Only live ones, if the method survives a loss; else who awaits a departed one says so.
+        """
+        changed = self.survives_loss and (self.departed or self.first_round)
+        live = self.is_live if changed else None
         return neighbors(topology, len(self.workers), self.rank, self.round, live)
 
     # State

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from .algorithm import Algorithm as Algorithm
 from .algorithm import Chunk as Chunk
+from .compressed import CompressedVector as CompressedVector
+from .compressed import compressed_mean as compressed_mean
 from .direct import DIRECT
-from .e3m0 import FourBits as FourBits
-from .e3m0 import e3m0_mean as e3m0_mean
+from .exchange import exchange as exchange
 from .ring import RING
 from .ring import chunk_bounds as chunk_bounds
 from .ring import ring_all_reduce as ring_all_reduce

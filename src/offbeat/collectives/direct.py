@@ -9,24 +9,16 @@ from torch import Tensor
 from ..node import Node
 from ..suspensions import Group
 from .algorithm import Algorithm, Chunk, Lines, Price, Tag, mean_in_order, message_size
+from .exchange import exchange
 
 
 async def direct_all_reduce(node: Node, x: Tensor, group: Group, tag: Tag = (0, 0)) -> Tensor:
-    """The mean of `x` (any shape): in round s each member sends to the s-th after it.
+    """The mean of `x` (any shape), in the rounds of `exchange`.
 
-    It awaits that round's vector, from the s-th before it, before the next: all at once would
-    have several senders at one receiver while other receivers are idle. Every member sends
-    (n-1) d and holds all n vectors, which it adds in the group's order.
+    Every member sends (n-1) d and holds all n vectors, which it adds in the group's order.
     """
-    n = len(group)
-    here = group.index(node.rank)
-    vectors = [x.detach().reshape(-1)] * n
-    for s in range(1, n):
-        before = (here - s) % n
-        node.send(group[(here + s) % n], Chunk(vectors[here], *tag))
-        _, received = await node.recv(Chunk, source=group[before], tag=tag)
-        vectors[before] = received.values
-    return mean_in_order(vectors).view(x.shape)
+    chunks = await exchange(node, Chunk(x.detach().reshape(-1), *tag), group, tag)
+    return mean_in_order([chunk.values for chunk in chunks]).view(x.shape)
 
 
 def direct_price(

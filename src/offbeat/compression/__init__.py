@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .compressor import Compressed as Compressed
 from .compressor import Compressor as Compressor
+from .e3m0 import E3M0 as E3M0
 from .half import Half as Half
 from .identity import Identity as Identity
 from .qsgd import QSGD as QSGD

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..collectives import ring_mean
+from ..collectives import exchange, ring_mean
 from ..compression import Compressed, Compressor, Identity, TopK
 from ..method import Method
 from ..node import Node
@@ -61,27 +61,11 @@ class CompressedAllReduceSGD(Method):
         memory = node.state(ErrorMemory)
         wanted = gradient.vector if memory.error is None else gradient.vector + memory.error
         own = self.compressor.compress(wanted, node.layout, node.rng)
-        sent = self.compressor.decompress(own, node.layout)
+        everyone = await exchange(node, own, node.workers)
+        vectors = [self.compressor.decompress(each, node.layout) for each in everyone]
         if self.error_feedback:
-            memory.error = wanted - sent
-        vectors = [sent] * len(node.workers)
-        for worker, compressed in (await self._others(node, own)).items():
-            vectors[worker] = self.compressor.decompress(compressed, node.layout)
+            memory.error = wanted - vectors[node.rank]
         node.apply(ring_mean(vectors), taken_at=gradient.version)
-
-    async def _others(self, node: Node, own: Compressed) -> dict[int, Compressed]:
-        """This round's message of every other worker.
-
-        In round s each sends to the s-th after it and awaits that of the s-th before: all at once
-        would have several senders at one receiver while other receivers are idle.
-        """
-        n = len(node.workers)
-        others: dict[int, Compressed] = {}
-        for s in range(1, n):
-            node.send((node.rank + s) % n, own)
-            before = (node.rank - s) % n
-            _, others[before] = await node.recv(Compressed, source=before)
-        return others
 
     def agreed(self, round: int) -> bool:
         return True

@@ -11,7 +11,6 @@ from torch import Tensor
 from ..ledger import Ledger
 from ..messages import message
 from ..node import Node
-from ..topology import neighbors
 from .d_psgd import DPSGD
 
 
@@ -29,6 +28,8 @@ class Tracking:
     """y (d,): over all workers and messages in flight, the y sum to the sum of all g."""
     gradient: Tensor | None = None
     """g (d,): the worker's own gradient that is in y."""
+    kept: float = 1.0
+    """The part of y that has not been sent away in the present round."""
 
 
 def _held(node: Node) -> Tensor:
@@ -36,7 +37,7 @@ def _held(node: Node) -> Tensor:
     own = node.state(Tracking)
     if own.tracker is None or own.gradient is None:
         return torch.zeros_like(node.parameters)
-    return own.tracker - own.gradient
+    return own.kept * own.tracker - own.gradient
 
 
 def _carried(message: Any) -> Tensor | None:
@@ -71,13 +72,13 @@ class GradientTracking(DPSGD):
         if own.tracker is None or own.gradient is None:
             own.tracker = torch.zeros_like(node.parameters)
             own.gradient = torch.zeros_like(node.parameters)
-        # With those who have departed: what they held of the y is missing for ever.
-        peers = neighbors(self.topology, len(node.workers), node.rank, node.round)
+        peers = node.peers(self.topology)
         for peer, weight in peers.out.items():
             node.send(peer, WeightedPair(node.scaled(weight), weight * own.tracker))
-        own.tracker = peers.self_weight * own.tracker
+        # The tracker itself stays till then: begun anew from here, a round sends the same again.
+        own.kept = own_weight = peers.self_weight
         gradient = await node.gradient()
-        own_weight = peers.self_weight
+        own.tracker, own.kept = own.kept * own.tracker, 1.0
         for peer in peers.into:
             _, pair = await node.recv(WeightedPair, source=peer)
             node.mix(scale=own_weight, add=pair.parameters)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..messages import message
 from ..method import Method
 from ..node import Node
-from ..topology import Topology, Tree, neighbors
+from ..topology import Topology, Tree
 
 
 @message
@@ -68,8 +68,7 @@ class RelaySGD(Method):
         received = node.state(Relays).of
         gradient = await node.gradient()
         node.apply(gradient)
-        # With those who have departed: without them the tree falls apart.
-        peers = neighbors(self.topology, len(node.workers), node.rank, node.round).into
+        peers = node.peers(self.topology).into
         for peer in peers:
             others = [received[other] for other in peers if other != peer and other in received]
             models = sum((relay.models for relay in others), start=node.parameters)

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..collectives import FourBits, e3m0_mean
+from ..collectives import CompressedVector, compressed_mean
+from ..compression import Compressor, Identity
 from ..method import Method
 from ..node import Node
 from ..parameters import Layout
@@ -49,6 +50,16 @@ def part_of(x: Tensor, spans: Spans) -> Tensor:
     return x[spans[0]] if len(spans) == 1 else torch.cat([x[span] for span in spans])
 
 
+def layout_of(layout: Layout, spans: Spans) -> Layout:
+    """Of the tensors that lie in these parts."""
+    inside = [
+        (name, shape)
+        for name, shape, own in zip(layout.names, layout.shapes, layout.spans, strict=True)
+        if any(span.start <= own.start and own.stop <= span.stop for span in spans)
+    ]
+    return Layout(tuple(name for name, _ in inside), tuple(shape for _, shape in inside))
+
+
 def _sizes(spans: Spans) -> list[int]:
     return [span.stop - span.start for span in spans]
 
@@ -79,14 +90,16 @@ class StreamingDiLoCo(Method):
         mixing: a, how much of its own progress a worker keeps.
         outer_lr: of the outer Nesterov SGD.
         outer_momentum: of the outer Nesterov SGD.
-        sent: changes as they are, or rounded to E3M0, four bits each, and added up unrounded.
+        compressor: of the changes; they are added up as they were before. `E3M0` is the paper's,
+            of four bits; `Identity` is an all-reduce of the changes themselves.
 
-    Roles: worker. Messages: the collective's own, or FourBits.
+    Roles: worker. Messages: the collective's own, or CompressedVector.
     Reference: Douillard et al., "Streaming DiLoCo with overlapping communication", 2025,
     algorithm 2.
     Differences: a layer is one module's own parameters, not a transformer block, and a fragment any
-    number of them. E3M0 numbers are here shares of the largest change in their fragment, and every
-    worker sends its own to every other. The paper's outer_lr is 0.4.
+    number of them. E3M0 numbers are here shares of the largest change in their fragment. If
+    compressed, every worker sends its own change to every other, and what that loses is not sent
+    later. The paper's outer_lr is 0.4.
     """
 
     local_steps: int = 16
@@ -96,9 +109,9 @@ class StreamingDiLoCo(Method):
     mixing: float = 0.5
     outer_lr: float = 0.7
     outer_momentum: float = 0.9
-    sent: Literal["full", "e3m0"] = "full"
+    compressor: Compressor = field(default_factory=Identity)
 
-    messages: ClassVar[tuple[type, ...]] = (FourBits,)
+    messages: ClassVar[tuple[type, ...]] = (CompressedVector,)
     family: ClassVar[str] = "local updates"
     synchronous: ClassVar[bool] = True
     outer_steps: ClassVar[bool] = True
@@ -145,7 +158,7 @@ class StreamingDiLoCo(Method):
             offset = p * self.local_steps // self.fragments
             if t > offset and (t - offset) % self.local_steps == 0:
                 change = outers[p].parameters - part_of(node.parameters, spans)
-                pending[p] = node.start(self._reduce(node, change, (p, node.round)))
+                pending[p] = node.start(self._reduce(node, change, (p, node.round), spans))
             if p in pending and (t - offset - self.overlap) % self.local_steps == 0:
                 theta = outers[p].step(await pending.pop(p))
                 own = part_of(node.parameters, spans)
@@ -153,8 +166,11 @@ class StreamingDiLoCo(Method):
                 for span, values in zip(spans, merged.split(_sizes(spans)), strict=True):
                     node.load(values, part=span)
 
-    async def _reduce(self, node: Node, change: Tensor, tag: tuple[int, int]) -> Tensor:
-        if self.sent == "e3m0":
-            return await e3m0_mean(node, change, node.workers, tag)
+    async def _reduce(
+        self, node: Node, change: Tensor, tag: tuple[int, int], spans: Spans
+    ) -> Tensor:
         fragment, _ = tag
-        return await node.all_reduce(change, key=fragment)
+        if self.compressor == Identity():
+            return await node.all_reduce(change, key=fragment)
+        layout = layout_of(node.layout, spans)
+        return await compressed_mean(node, change, self.compressor, layout, node.workers, tag)

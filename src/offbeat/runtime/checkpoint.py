@@ -24,6 +24,7 @@ import yaml
 
 from ..experiment import Experiment, optimizer_class, to_config
 from ..likeness import differing, settings, shown, within
+from ..method import Method
 from ..runs import Metrics, versions
 from .durable import put_back, write_directory
 from .status import Status
@@ -96,27 +97,30 @@ class Checkpoint:
                 )
 
 
-def next_pause(statuses: Sequence[Status], *, synchronous: bool) -> int | None:
+def next_pause(statuses: Sequence[Status], method: Method) -> int | dict[int, int] | None:
     """What to do when, after `Host.pause`, everyone is idle and all messages have arrived.
 
     Args:
         statuses: of all hosts, each of after the pause: `pausing` says so.
-        synchronous: whether the method is.
 
     Returns:
         None if every worker is held, or asks for a gradient that the budget refuses: now all can
         be captured. Otherwise the round to pause at instead: some wait for others who were held
-        before an earlier round. If it is the one that is paused at already, some wait for what
-        comes in no earlier round, or never: let the run go on, and try again later.
+        before an earlier round. Where no round does for all, because some need others that are
+        further than themselves, each worker's own: the held ones make one more. If it is what is
+        paused at already, some wait for what comes in no earlier round, or never: let the run go
+        on, and try again later.
     """
     stuck = any(status.stuck for status in statuses)
+    if stuck and method.unequal_rounds:
+        return {rank: round + 1 for status in statuses for rank, round in status.rounds.items()}
     rounds = {
         # Whoever waits in the middle of a round can be held before the next one at the earliest.
         round + (stuck and rank not in status.paused)
         for status in statuses
         for rank, round in status.rounds.items()
     }
-    return max(rounds) if stuck or (synchronous and len(rounds) > 1) else None
+    return max(rounds) if stuck or (method.synchronous and len(rounds) > 1) else None
 
 
 def save_checkpoint(directory: Path, checkpoint: Checkpoint, nodes: Mapping[int, bytes]) -> Path:

@@ -219,9 +219,9 @@ class Slow:
 
 @dataclass(frozen=True, kw_only=True)
 class Pause:
-    """Hold every worker before the first round from this one on."""
+    """Hold every worker before the first round from this one on, or from its own on, by rank."""
 
-    at_round: int
+    at_round: int | dict[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,7 +98,7 @@ class Coordinator:
         self.evaluations = Evaluations(self.world, progress, self.roster.tell)
         self.keeper = Keeper(
             every=checkpoint_every,
-            synchronous=experiment.method.synchronous,
+            method=experiment.method,
             tell=self.roster.tell,
             write=self._write_checkpoint,
             note=self.notes.append,

@@ -117,7 +117,7 @@ class Host(Executor):
         self._on_order, self._on_orphaned = on_order, on_orphaned
         self._timers: list[tuple[int, int, Task]] = []
         self._running = False
-        self._pause_at: int | None = None
+        self._pause_at: int | dict[int, int] | None = None
         self._early: list[tuple[int, int, Any, int]] = []
         self._tick = on_tick
         self.transport = Transport(
@@ -188,15 +188,15 @@ class Host(Executor):
             self._timers.clear()
             self.changed.notify_all()
 
-    def pause(self, at_round: int = 0) -> None:
+    def pause(self, at_round: int | dict[int, int] = 0) -> None:
         """Hold each worker before the first round from `at_round` on that it comes to.
 
-        Those that are held before an earlier one go on until there. Servers and what runs beside
-        a worker go on to serve.
+        A mapping gives each worker's own round, by rank. Those that are held before an earlier one
+        go on until there. Servers and what runs beside a worker go on to serve.
         """
         with self.lock:
             self._pause_at = at_round
-            self._release([task for task in self.paused if task.node.round < at_round])
+            self._release([task for task in self.paused if not self._holds(task.node)])
 
     def proceed(self) -> None:
         """Let the workers go on that `pause` holds."""
@@ -469,11 +469,18 @@ class Host(Executor):
             self.records.note(task.node.rank, task.id, Cause(Kind.PARKED))
             self._park(task)
             return False
-        if self._pause_at is not None and task.node.round >= self._pause_at:
+        if self._holds(task.node):
             self.records.note(task.node.rank, task.id, Cause(Kind.PAUSED))
             self.paused.append(task)
             return False
         return True
+
+    def _holds(self, node: Node) -> bool:
+        """Whether a pause holds that worker before its present round."""
+        first = self._pause_at
+        return first is not None and node.round >= (
+            first if isinstance(first, int) else first.get(node.rank, 0)
+        )
 
     def park(self, task: Task) -> None:
         """Leave the gradient that `next_request` gave unanswered: the budget is spent."""

@@ -7,9 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
+from ..method import Method
 from . import control
 from .checkpoint import CheckpointError, next_pause
 from .seats import Seat
+
+MOST_ORDERS = 100
+"""Pauses, each at later rounds, after which those who still wait count as waiting for good."""
 
 
 class Keeper:
@@ -17,7 +21,6 @@ class Keeper:
 
     Args:
         every: seconds between checkpoints; None if there are to be none.
-        synchronous: whether the method is.
         tell: sends a word to every live member.
         write: is given the nodes' states, by rank, and writes the checkpoint.
         note: is told why there is none.
@@ -27,18 +30,20 @@ class Keeper:
         self,
         *,
         every: float | None,
-        synchronous: bool,
+        method: Method,
         tell: Callable[[Any], None],
         write: Callable[[dict[int, bytes]], object],
         note: Callable[[str], None],
     ) -> None:
         self._every = every
-        self._synchronous = synchronous
+        self._method = method
         self._tell, self._write, self._note = tell, write, note
         self._due = every or 0.0
         self._use, self._refused = self._keep, self._refuse
-        self._round: int | None = None
-        """The one that workers are to be held before; None while the run goes on."""
+        self._round: int | dict[int, int] | None = None
+        """What workers are to be held before: a round, or each worker's; None while all go on."""
+        self._orders = 0
+        """Since it was begun to hold them."""
         self._asked = 0
         self._captured: dict[int, dict[int, Tensor]] | None = None
         """What has come, by host, since all were asked; None before that."""
@@ -66,8 +71,8 @@ class Keeper:
             refused: told why there are none, in place of a note.
         """
         self._use, self._refused = use or self._keep, refused or self._refuse
-        self._round = 0
-        self._tell(control.Pause(at_round=0))
+        self._orders = 0
+        self._pause(0)
 
     def all_quiet(self, live: Sequence[Seat]) -> None:
         """Nobody computes and all messages have arrived: ask for the states, or go on a little."""
@@ -76,17 +81,21 @@ class Keeper:
         statuses = [seat.status for seat in live if seat.status is not None]
         if any(status.pausing != self._round for status in statuses):
             return  # What they last said is older than the order.
-        later = next_pause(statuses, synchronous=self._synchronous)
+        later = next_pause(statuses, self._method)
         if later is None:
             self._captured = {}
             self._asked += 1
             self._tell(control.Capture(asked=self._asked))
-        elif later != self._round:
-            self._round = later
-            self._tell(control.Pause(at_round=later))
+        elif later != self._round and self._orders < MOST_ORDERS:
+            self._pause(later)
         else:
-            self._refused(f"some worker is in the middle of round {later} for good")
+            self._refused("some worker is in the middle of a round for good")
             self.cancel()
+
+    def _pause(self, at_round: int | dict[int, int]) -> None:
+        self._round = at_round
+        self._orders += 1
+        self._tell(control.Pause(at_round=at_round))
 
     def captured(self, host: int, word: control.Captured) -> None:
         """A member's states have come."""

@@ -32,6 +32,7 @@ class Team:
         self._names = {id(parameter): name for name, parameter in named}
         self._optimizer = optimizer
         self._buffer = buffer
+        self._method = method
         self._workers = range(workers)
         self._servers = range(workers, workers + method.server_count)
         self._seed = seed
@@ -58,6 +59,7 @@ class Team:
             batch_size=1,
             seed=self._seed,
             shards=self._shards,
+            survives_loss=self._method.survives_loss,
         )
 
     def _optimizer_on(self, named: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:

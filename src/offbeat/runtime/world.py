@@ -136,6 +136,7 @@ class World:
             shards=self.shards,
             minibatches=self.minibatch,
             shared=shared,
+            survives_loss=self.experiment.method.survives_loss,
         )
 
     def minibatch(self, number: int) -> Tensor:
