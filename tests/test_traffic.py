@@ -2,7 +2,15 @@
 
 import pytest
 
-from offbeat.methods import SGD, AllReduceSGD, AsyncSGD, LocalSGD, StochasticGradientPush, SyncSGD
+from offbeat.methods import (
+    SGD,
+    AllReduceSGD,
+    AsyncSGD,
+    LocalSGD,
+    PowerSGD,
+    StochasticGradientPush,
+    SyncSGD,
+)
 from offbeat.traffic import models_sent
 
 
@@ -23,4 +31,12 @@ from offbeat.traffic import models_sent
 )
 def test_what_is_sent_is_what_the_papers_count(method, workers, models):
     # Headers and counters come on top.
-    assert models <= models_sent(method, workers, dimension=100_000) <= 1.005 * models
+    assert models <= models_sent(method, workers, side=160) <= 1.005 * models
+
+
+def test_power_sgd_sends_two_thin_factors_of_each_matrix():
+    side, rank = 160, 2
+    # P and Q, (side, rank) each, of the matrix; all-reduced, which is 1.5 of each with 4 workers.
+    expected = 1.5 * 2 * rank / side
+    found = models_sent(PowerSGD(rank=rank), 4, side=side)
+    assert expected <= found <= 1.05 * expected

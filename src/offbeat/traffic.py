@@ -2,18 +2,54 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
 from .method import Method
-from .testing import Quadratic, simulated, small_experiment
+from .problems import LeastSquares
+from .testing import simulated, small_experiment
 
 ROUNDS = 32
 """A multiple of the periods at which methods commonly communicate."""
+LAYERS = 4
 
 
-def models_sent(method: Method, workers: int, *, dimension: int = 4096) -> float:
+@dataclass(frozen=True, kw_only=True)
+class _Matrices(LeastSquares):
+    """Least squares whose parameters are matrices, for there are methods that compress these only.
+
+    Args:
+        side: of each of the `LAYERS` square matrices, that together are the parameters.
+    """
+
+    side: int
+    batch_size: int = 4
+    double: bool = False
+
+    def model(self) -> nn.Module:
+        return _Linear(self.side)
+
+
+class _Linear(nn.Module):
+    """Inputs (N, d) times all parameters (d,): outputs (N,)."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.layers = nn.ParameterList(torch.zeros(side, side) for _ in range(LAYERS))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs @ torch.cat([layer.reshape(-1) for layer in self.layers])
+
+
+def models_sent(method: Method, workers: int, *, side: int = 32) -> float:
     """Bytes that all nodes together send for each gradient, in sizes of the model.
 
-    They are those of a short simulation with equal workers and a model of `dimension` numbers.
+    They are those of a short simulation with equal workers, and a model of `LAYERS` matrices
+    of `side` rows and columns.
     """
-    problem = Quadratic(dimension=dimension, samples=16 * workers, double=False)
+    dimension = LAYERS * side**2
+    problem = _Matrices(side=side, dimension=dimension, samples=16 * workers)
     run = simulated(small_experiment(method, workers=workers, steps=ROUNDS, problem=problem))
     return run.metrics[-1].bytes / (len(run.trace.gradients) * 4 * dimension)
