@@ -77,11 +77,14 @@ class GradientTracking(DPSGD):
             node.send(peer, WeightedPair(node.scaled(weight), weight * own.tracker))
         own.tracker = peers.self_weight * own.tracker
         gradient = await node.gradient()
-        own_weight = peers.self_weight
+        received: list[Tensor] = []
         for peer in peers.into:
             _, pair = await node.recv(WeightedPair, source=peer)
-            node.mix(scale=own_weight, add=pair.parameters)
+            received.append(pair.parameters)
             own.tracker = own.tracker + pair.tracker
+        own_weight = peers.self_weight
+        for parameters in received:
+            node.mix(scale=own_weight, add=parameters)
             own_weight = 1.0
         # In this order one worker's y is its g to the bit.
         own.tracker = own.tracker - own.gradient + gradient.vector
