@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import types
 
 import pytest
 import torch
@@ -269,3 +270,34 @@ def test_sparse_pushes_give_the_bits_of_whole_ones_and_fewer_bytes(servers):
         return messages["bytes"][messages["to"] >= 4].sum()
 
     assert pushed(sparse) < pushed(whole) / 2
+
+
+@types.coroutine
+def watched(node, round, seen):
+    """Go through a round, and note the parameters wherever others may look at them."""
+    answer = None
+    while True:
+        try:
+            awaited = round.send(answer)
+        except StopIteration:
+            return
+        seen.append(node.parameters.clone())
+        answer = yield awaited
+
+
+@pytest.mark.parametrize("name", ["DPSGD", "GradientTracking", "RelaySGD", "ChocoSGD"])
+def test_the_parameters_are_a_model_wherever_a_worker_waits(name):
+    """A loop's module is made of them, and is what its user has left after an error."""
+    kind, seen = METHODS[name], []
+
+    class Watched(kind):
+        async def step(self, node):
+            if node.round == 0:
+                node.load(torch.ones_like(node.parameters))
+            await watched(node, kind.step(self, node), seen)
+
+    # Of equal workers that learn nothing every average is what they began with.
+    simulated(small_experiment(Watched(), workers=5, steps=4, lr=0.0))
+    assert len(seen) > 2 * 4 * 5
+    for parameters in seen:
+        torch.testing.assert_close(parameters, torch.ones_like(parameters))

@@ -59,9 +59,10 @@ class DPSGD(Method):
         for peer, weight in peers.out.items():
             node.send(peer, Weighted(node.scaled(weight)))
         gradient = await node.gradient()
+        # A sum of some of them is no model: whoever looks meanwhile still sees x_i.
+        received = [await node.recv(Weighted, source=peer) for peer in peers.into]
         own_weight = peers.self_weight
-        for peer in peers.into:
-            _, weighted = await node.recv(Weighted, source=peer)
+        for _, weighted in received:
             node.mix(scale=own_weight, add=weighted.parameters)
             own_weight = 1.0
         node.apply(gradient)

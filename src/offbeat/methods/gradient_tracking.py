@@ -75,14 +75,18 @@ class GradientTracking(DPSGD):
         peers = node.peers(self.topology)
         for peer, weight in peers.out.items():
             node.send(peer, WeightedPair(node.scaled(weight), weight * own.tracker))
-        # The tracker itself stays till then: begun anew from here, a round sends the same again.
-        own.kept = own_weight = peers.self_weight
+        # Till the gradient is there the tracker stays: a round begun anew sends the same again.
+        own.kept = peers.self_weight
         gradient = await node.gradient()
         own.tracker, own.kept = own.kept * own.tracker, 1.0
+        received: list[Tensor] = []
         for peer in peers.into:
             _, pair = await node.recv(WeightedPair, source=peer)
-            node.mix(scale=own_weight, add=pair.parameters)
+            received.append(pair.parameters)
             own.tracker = own.tracker + pair.tracker
+        own_weight = peers.self_weight
+        for parameters in received:
+            node.mix(scale=own_weight, add=parameters)
             own_weight = 1.0
         # In this order one worker's y is its g to the bit.
         own.tracker = own.tracker - own.gradient + gradient.vector

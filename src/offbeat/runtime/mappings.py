@@ -72,8 +72,12 @@ class _Mapped:
     """A slot of another host. Each loan of it has a mapping to itself while it is read."""
 
     fd: int
+    """Open as long as somebody knows this slot."""
     size: int
     idle: list[mmap.mmap] = field(default_factory=list[mmap.mmap])
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, os.close, self.fd).atexit = False
 
 
 class Mappings:
@@ -138,11 +142,9 @@ class Mappings:
 
     def close(self) -> None:
         """Let go of all slots; payloads that are still referred to live on."""
-        for slot in self._slots.values():
-            os.close(slot.fd)
+        self._lent.clear()
         self._slots.clear()
         self._read.clear()
-        self._lent.clear()
         self._pagemap.close()
 
     def _map(self, slot: _Mapped) -> mmap.mmap:
