@@ -75,7 +75,7 @@ class GradientTracking(DPSGD):
         peers = node.peers(self.topology)
         for peer, weight in peers.out.items():
             node.send(peer, WeightedPair(node.scaled(weight), weight * own.tracker))
-        # The tracker itself stays till then: begun anew from here, a round sends the same again.
+        # Till the gradient is there the tracker stays: a round begun anew sends the same again.
         own.kept = own_weight = peers.self_weight
         gradient = await node.gradient()
         own.tracker, own.kept = own.kept * own.tracker, 1.0

@@ -58,7 +58,7 @@ class Child:
             control.Slow: self._slow,
             control.Grant: self._granted,
             control.Leave: lambda _: self.host.leave(),
-            control.Pause: lambda word: self.host.pause(word.at_round),
+            control.Pause: lambda word: self.host.pause(word.at_round, word.order),
             control.Capture: self._capture,
             control.Proceed: lambda _: self.host.proceed(),
             control.Restore: self._restore,

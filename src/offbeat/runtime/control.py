@@ -221,6 +221,7 @@ class Slow:
 class Pause:
     """Hold every worker before the first round from this one on, or from its own on, by rank."""
 
+    order: int
     at_round: int | dict[int, int]
 
 

@@ -214,7 +214,6 @@ class Coordinator:
                 continue
             self._evaluate()
             self._require_heartbeats(live)
-            self._keep()
             held = self.keeper.busy or any(seat.status and seat.status.paused for seat in live)
             if not held and self.roster.is_quiet() and not self.evaluations.busy:
                 if not self._may_end(live):
@@ -225,6 +224,8 @@ class Coordinator:
                 if self.stop_reason is None:
                     self.stop_reason = "samples"
                 return
+            # After that: one pause may be due as soon as another is over.
+            self._keep()
 
     def _first_failure(self) -> str:
         """One line for what went wrong first; deaths, which may be heard of later, explain it."""

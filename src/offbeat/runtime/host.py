@@ -117,6 +117,7 @@ class Host(Executor):
         self._timers: list[tuple[int, int, Task]] = []
         self._running = False
         self._pause_at: int | dict[int, int] | None = None
+        self._order = 0
         self._early: list[tuple[int, int, Any, int]] = []
         self._tick = on_tick
         self.transport = Transport(
@@ -187,14 +188,15 @@ class Host(Executor):
             self._timers.clear()
             self.changed.notify_all()
 
-    def pause(self, at_round: int | dict[int, int] = 0) -> None:
+    def pause(self, at_round: int | dict[int, int] = 0, order: int = 0) -> None:
         """Hold each worker before the first round from `at_round` on that it comes to.
 
         A mapping gives each worker's own round, by rank. Those that are held before an earlier one
-        go on until there. Servers and what runs beside a worker go on to serve.
+        go on until there. Servers and what runs beside a worker go on to serve. From now on
+        `status` says the number of this order.
         """
         with self.lock:
-            self._pause_at = at_round
+            self._pause_at, self._order = at_round, order
             self._release([task for task in self.paused if not self._holds(task.node)])
 
     def proceed(self) -> None:
@@ -277,7 +279,7 @@ class Host(Executor):
                     for node in self.scheduler.nodes.values()
                     if not node.is_server
                 },
-                pausing=self._pause_at,
+                pausing=None if self._pause_at is None else self._order,
                 paused={task.node.rank for task in self.paused},
                 computed=self.records.computed,
                 steps=self.records.steps,

@@ -42,8 +42,10 @@ class Keeper:
         self._use, self._refused = self._keep, self._refuse
         self._round: int | dict[int, int] | None = None
         """What workers are to be held before: a round, or each worker's; None while all go on."""
-        self._orders = 0
-        """Since it was begun to hold them."""
+        self._order = self._begun = 0
+        """The number of the last order to pause, and of the first since it was begun to hold them.
+
+        Rounds do not tell a report of this pause from one of an earlier pause."""
         self._asked = 0
         self._captured: dict[int, dict[int, Tensor]] | None = None
         """What has come, by host, since all were asked; None before that."""
@@ -71,7 +73,7 @@ class Keeper:
             refused: told why there are none, in place of a note.
         """
         self._use, self._refused = use or self._keep, refused or self._refuse
-        self._orders = 0
+        self._begun = self._order + 1
         self._pause(0)
 
     def all_quiet(self, live: Sequence[Seat]) -> None:
@@ -79,14 +81,14 @@ class Keeper:
         if self._captured is not None:
             return
         statuses = [seat.status for seat in live if seat.status is not None]
-        if any(status.pausing != self._round for status in statuses):
+        if any(status.pausing != self._order for status in statuses):
             return  # What they last said is older than the order.
         later = next_pause(statuses, self._method)
         if later is None:
             self._captured = {}
             self._asked += 1
             self._tell(control.Capture(asked=self._asked))
-        elif later != self._round and self._orders < MOST_ORDERS:
+        elif later != self._round and self._order - self._begun + 1 < MOST_ORDERS:
             self._pause(later)
         else:
             self._refused("some worker is in the middle of a round for good")
@@ -94,8 +96,8 @@ class Keeper:
 
     def _pause(self, at_round: int | dict[int, int]) -> None:
         self._round = at_round
-        self._orders += 1
-        self._tell(control.Pause(at_round=at_round))
+        self._order += 1
+        self._tell(control.Pause(order=self._order, at_round=at_round))
 
     def captured(self, host: int, word: control.Captured) -> None:
         """A member's states have come."""

@@ -49,8 +49,8 @@ class Status:
     received: dict[tuple[int, int], int]
     rounds: dict[int, int]
     """Of each worker here, the round that it is in or about to begin."""
-    pausing: int | dict[int, int] | None
-    """The round from which on workers are held between two, or each one's; None while all go on."""
+    pausing: int | None
+    """The number of the order to hold workers between two rounds; None while all go on."""
     paused: set[int]
     """Workers that are held."""
     computed: int
