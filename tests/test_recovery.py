@@ -37,15 +37,15 @@ SYNCHRONOUS = [
 
 @pytest.mark.parametrize("name", SYNCHRONOUS)
 def test_a_resumed_synchronous_run_equals_the_uninterrupted_one(name: str, tmp_path: Path):
-    whole = run_processes(experiment(METHODS[name](), samples=3200))
+    whole = run_processes(experiment(METHODS[name](), samples=4800))
     # Held after the first gradients, and then ended by a smaller budget, as if interrupted.
     first = run_processes(
-        experiment(METHODS[name](), samples=1600), tmp_path, checkpoint_every=0.01
+        experiment(METHODS[name](), samples=3200), tmp_path, checkpoint_every=0.01
     )
     assert first.error is None
     checkpoint, notes = latest_checkpoint(tmp_path)
     assert not notes
-    second = run_processes(experiment(METHODS[name](), samples=3200), tmp_path, resume=checkpoint)
+    second = run_processes(experiment(METHODS[name](), samples=4800), tmp_path, resume=checkpoint)
     assert second.error is None
     assert torch.equal(second.vector, whole.vector)
     assert second.metrics[0] == first.metrics[0]
