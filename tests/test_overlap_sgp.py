@@ -1,5 +1,6 @@
 """Overlap SGP: nobody waits for a share before it is tau rounds late, and no mass is lost."""
 
+import contextlib
 import functools
 from dataclasses import dataclass
 
@@ -72,15 +73,16 @@ class InLockstep(StochasticGradientPush):
         peers = node.peers(self.topology)
         for peer, weight in peers.out.items():
             node.send(peer, Share(node.parameters * weight, push_sum.weight * weight))
-        node.mix(scale=peers.self_weight)
-        push_sum.weight *= peers.self_weight
+        push_sum.kept = peers.self_weight
         for peer in peers.into:
-            try:
+            with contextlib.suppress(PeerLost):
                 _, share = await node.recv(Share, source=peer)
-            except PeerLost:
-                continue
-            node.mix(add=share.parameters)
-            push_sum.weight += share.weight
+                node.mix(scale=push_sum.kept, add=share.parameters)
+                push_sum.weight = push_sum.kept * push_sum.weight + share.weight
+                push_sum.kept = 1.0
+        node.mix(scale=push_sum.kept)
+        push_sum.weight *= push_sum.kept
+        push_sum.kept = 1.0
 
 
 @pytest.mark.parametrize("topology", [OnePeerExponential(), IRREGULAR])
