@@ -14,6 +14,7 @@ from ..node import Node
 from ..parameters import Dense, joined
 from ..suspensions import Group
 from .algorithm import Algorithm, Chunk, Lines, Price, Tag, message_size
+from .exchange import exchange, exchange_each
 from .ring import chunk_bounds, ring_mean
 
 WHOLE = 2 << 20
@@ -38,7 +39,7 @@ async def shared_all_reduce(node: Node, x: Dense, group: Group, tag: Tag = (0, 0
 
 async def _reduce_whole(node: Node, x: Dense, group: Group, tag: Tag) -> Tensor:
     n, values = len(group), joined(x).detach().reshape(-1)
-    vectors = await _exchange(node, [values] * n, group, tag)
+    vectors = [chunk.values for chunk in await exchange(node, Chunk(values, *tag), group, tag)]
     mean = torch.empty_like(values)
     # Two terms have one sum, whichever comes first.
     bounds = chunk_bounds(len(values), n if n > 2 else 1)
@@ -53,9 +54,9 @@ async def _reduce_by_chunks(node: Node, x: Dense, group: Group, tag: Tag) -> Ten
     bounds = chunk_bounds(math.prod(x.shape), n)
     chunks = [_parts(x, start, stop) for start, stop in pairwise(bounds)]
     own = chunks[here]
-    outgoing = [_joined(node, chunk) if chunk is not own else own[0] for chunk in chunks]
-    received = await _exchange(node, outgoing, group, tag)
-    others = received[here + 1 :] + received[:here]
+    outgoing = [_joined(node, parts) if parts is not own else own[0] for parts in chunks]
+    received = await exchange_each(node, [Chunk(part, *tag) for part in outgoing], group, tag)
+    others = [chunk.values for chunk in received[here + 1 :] + received[:here]]
     start, stop = bounds[here : here + 2]
     mean = node.runtime.buffer(own[0], stop - start, at=start)
     done = 0
@@ -63,7 +64,8 @@ async def _reduce_by_chunks(node: Node, x: Dense, group: Group, tag: Tag) -> Ten
         span = slice(done, done + len(part))
         mean_of([part, *(other[span] for other in others)], out=mean[span])
         done = span.stop
-    return node.runtime.join(await _exchange(node, [mean] * n, group, tag))
+    means = await exchange(node, Chunk(mean, *tag), group, tag)
+    return node.runtime.join([chunk.values for chunk in means])
 
 
 def _parts(x: Dense, start: int, stop: int) -> list[Tensor]:
@@ -76,23 +78,6 @@ def _joined(node: Node, parts: Sequence[Tensor]) -> Tensor:
         return parts[0]
     size = sum(len(part) for part in parts)
     return torch.cat(list(parts), out=node.runtime.buffer(parts[0], size))
-
-
-async def _exchange(node: Node, outgoing: Sequence[Tensor], group: Group, tag: Tag) -> list[Tensor]:
-    """Send one tensor to each member, and await one from each; in the order of the group.
-
-    In round s each sends to the s-th after it and awaits from the s-th before it, so that no two
-    send to one.
-    """
-    n = len(group)
-    here = group.index(node.rank)
-    received = list(outgoing)
-    for s in range(1, n):
-        after, before = (here + s) % n, here - s
-        node.send(group[after], Chunk(outgoing[after], *tag))
-        _, chunk = await node.recv(Chunk, source=group[before], tag=tag)
-        received[before] = chunk.values
-    return received
 
 
 def mean_of(terms: Sequence[Tensor], out: Tensor) -> None:
