@@ -19,6 +19,10 @@ COMMANDS = {
     "simulate": ("commands", "Simulate an experiment under virtual time."),
     "run": ("commands", "Run an experiment as processes, on this machine or several."),
     "compare": ("compare", "Compare methods, each at its best learning rate; or saved runs."),
+    "hogwild": (
+        "hogwild",
+        "Train sparse problems by threads without locks, and see where they collide.",
+    ),
     "sweep": ("sweep", "Simulate an experiment at every combination of some of its settings."),
     "replay": ("commands", "Replay a real run in the simulator, and compare the parameters."),
     "report": ("report", "Write one HTML file that shows runs, comparisons or sweeps."),

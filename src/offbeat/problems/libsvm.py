@@ -147,6 +147,15 @@ class LIBSVM(Problem):
 _SUBFOLDERS = (".", "libsvm")
 
 
+def files_of(name: Name, data_dir: str | None) -> list[Path]:
+    """The training file of a data set of LIBSVM's page, and its test file if it has one.
+
+    Raises:
+        DataError: if a file is missing from `data_dir`, damaged, or cannot be fetched.
+    """
+    return obtain("libsvm", SETS[name].files, data_dir=data_dir, subfolders=_SUBFOLDERS)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Source:
     """What the data depends on."""
@@ -160,8 +169,7 @@ class _Source:
 
     def paths(self) -> list[Path]:
         if self.name is not None:
-            files = SETS[self.name].files
-            return obtain("libsvm", files, data_dir=self.data_dir, subfolders=_SUBFOLDERS)
+            return files_of(self.name, self.data_dir)
         return [Path(path).expanduser() for path in (self.train, self.test) if path is not None]
 
 

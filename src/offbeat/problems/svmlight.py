@@ -34,7 +34,11 @@ class SparseRows:
 
 
 def read_svmlight(
-    path: Path, features: int | None = None, labels: tuple[float, float] | None = None
+    path: Path,
+    features: int | None = None,
+    labels: tuple[float, float] | None = None,
+    *,
+    empty: bool = True,
 ) -> SparseRows:
     """Read a file, which is unpacked first if its name ends in .gz or .bz2.
 
@@ -42,6 +46,7 @@ def read_svmlight(
         path: of the file.
         features: the largest index that there may be; None for the largest that there is.
         labels: the two that there may be; None for the two that there are.
+        empty: whether there may be samples without any feature.
 
     Raises:
         DataError: naming the line, if the file is damaged or says something else.
@@ -56,7 +61,8 @@ def read_svmlight(
         matrix, targets = loader(str(path), n_features=features, dtype=np.float64, zero_based=False)
     except (ValueError, OSError, EOFError, OverflowError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(_first_fault(path, features, labels) or f"{path}: {reason}") from error
+        fault = _first_fault(path, features, labels, empty)
+        raise DataError(fault or f"{path}: {reason}") from error
     found: list[float] = np.unique(targets).tolist()
     if labels is None and len(found) == 2:
         labels = (found[0], found[1])
@@ -66,9 +72,10 @@ def read_svmlight(
         and set(found) <= set(labels)
         and np.isfinite(matrix.data).all()
         and matrix.shape[1] <= _MOST_FEATURES
+        and (empty or bool(np.diff(matrix.indptr).all()))
     )
     if not sound or labels is None:
-        fault = _first_fault(path, features, labels)
+        fault = _first_fault(path, features, labels, empty)
         raise DataError(fault or f"{path} has {_count(found)}, and two classes are wanted")
     return SparseRows(matrix=matrix, classes=(targets == labels[1]).astype(np.int64), labels=labels)
 
@@ -95,7 +102,7 @@ def pack(rows: SparseRows) -> Split:
 
 
 def _first_fault(
-    path: Path, features: int | None, labels: tuple[float, float] | None
+    path: Path, features: int | None, labels: tuple[float, float] | None, empty: bool
 ) -> str | None:
     """What is wrong with the first line that is, for the library does not say which."""
     import bz2
@@ -107,7 +114,10 @@ def _first_fault(
     try:
         with openers.get(path.suffix, open)(path, "rb") as lines:
             for number, line in enumerate(lines, 1):
-                fault = _fault(line.split(b"#")[0].split(), most, allowed, labels is None)
+                words = line.split(b"#")[0].split()
+                fault = _fault(words, most, allowed, labels is None)
+                if not fault and len(words) == 1 and not empty:
+                    fault = "a sample without any feature"
                 if fault:
                     return f"{path}, line {number}: {fault}"
     except (OSError, EOFError) as error:

@@ -1,0 +1,290 @@
+"""Workers under virtual time, compiled: one access to one vertex after the other.
+
+A worker goes through its edges as a thread does in `loops`, but each of its accesses is an event
+with a time of its own. The events of all workers are taken in the order of their times.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .compiling import compiled
+from .costs import begin, end, gradient, update, width
+from .loops import EDGE, NOTHING, TURNS
+
+READ, ENTER, LOAD, STORE = 0, 1, 2, 3
+"""What a worker does next: read its edge's vertices one by one, take what is locked, and then load
+and store each vertex."""
+OF_ALL, TURN = -2, -3
+"""What a worker can wait for beside the lock of a vertex: that of all of x, or its turn."""
+NEVER = -1.0
+"""The time of the next event of a worker that waits or has done."""
+
+
+class Times(NamedTuple):
+    """What accesses take, in seconds; see `simulated.AccessTimes`."""
+
+    read: float
+    compute: float
+    load: float
+    store: float
+    transfer: float
+    lock: float
+    handoff: float
+    delay: float
+
+
+class Memory(NamedTuple):
+    """What is known of each vertex of x (vertices,) int64."""
+
+    stores: NDArray[np.int64]
+    collided: NDArray[np.int64]
+    kept: NDArray[np.int64]
+    """Updates whose effect is in the vertex now."""
+    writer: NDArray[np.int64]
+    """The worker that wrote it last; -1 for none."""
+    holder: NDArray[np.int64]
+    """The worker that holds its lock; -1 for none."""
+
+
+class Workers(NamedTuple):
+    """What each worker is at."""
+
+    order: NDArray[np.int64]  # (|E|,) edges, those of one worker after those of another
+    starts: NDArray[np.int64]  # (workers + 1,) where each worker's begin
+    slower: NDArray[np.float64]  # (|E|,) how much longer than usual a gradient takes
+    place: NDArray[np.int64]  # (workers,) in `order`
+    doing: NDArray[np.int64]  # (workers,)
+    vertex: NDArray[np.int64]  # (workers,) how many of the edge's vertices that was done to
+    seen: NDArray[Any]  # (workers, coordinates of an edge)
+    change: NDArray[Any]  # (workers, coordinates of an edge)
+    stamps: NDArray[np.int64]  # (workers, vertices of an edge) `stores` when it was read
+    register: NDArray[Any]  # (workers, width) what was loaded
+    kept: NDArray[np.int64]  # (workers,) `Memory.kept` when it was loaded
+    waits_for: NDArray[np.int64]  # (workers,) a lock; -1 if for none
+    since: NDArray[np.int64]  # (workers,) counted in waits
+    before: NDArray[np.int64]  # (workers,) updates that were finished when the edge was begun
+
+
+class Counts(NamedTuple):
+    """Of the epoch, in arrays of one element, and of the run."""
+
+    finished: NDArray[np.int64]  # updates
+    waits: NDArray[np.int64]
+    holder: NDArray[np.int64]  # of the lock of all of x, or of the turn
+    lag: NDArray[np.int64]  # (3,) sum, maximum and number over all updates of the run
+
+
+@compiled
+def interleave(
+    costs: Any,
+    x: Any,
+    step: Any,
+    locked: int,
+    atomic: bool,
+    times: Any,
+    memory: Any,
+    workers: Any,
+    counts: Any,
+) -> float:
+    """Have the workers go through their edges; returns the virtual seconds that this took."""
+    taken = 0.0
+    heap = [(0.0, w) for w in range(len(workers.place)) if has_edge(workers, w)]
+    heapq.heapify(heap)
+    while len(heap):
+        now, w = heapq.heappop(heap)
+        doing = workers.doing[w]
+        if doing == READ:
+            after = read(costs, x, locked, times, memory, workers, counts, w, now)
+        elif doing == ENTER:
+            after = enter(costs, locked, times, memory, workers, counts, w, now)
+        elif doing == LOAD:
+            after = load(costs, x, times, memory, workers, counts, w, now)
+        else:
+            after = now + times.store
+            taken = max(taken, after)
+            if store(costs, x, step, atomic, memory, workers, w):
+                leave(costs, locked, memory, workers, counts, w, after, heap)
+                if not has_edge(workers, w):
+                    after = NEVER
+        if after != NEVER:
+            heapq.heappush(heap, (after, w))
+    return taken
+
+
+@compiled
+def has_edge(workers: Any, w: int) -> bool:
+    return workers.place[w] < workers.starts[w + 1]
+
+
+@compiled
+def read(
+    costs: Any,
+    x: Any,
+    locked: int,
+    times: Any,
+    memory: Any,
+    workers: Any,
+    counts: Any,
+    w: int,
+    now: float,
+) -> float:
+    """Read a vertex, and after the last one compute the gradient."""
+    edge, j, wide = workers.order[workers.place[w]], workers.vertex[w], width(costs)
+    first = begin(costs, edge)
+    touched = end(costs, edge) - first
+    vertex = costs.vertices[first + j]
+    if j == 0:
+        workers.before[w] = counts.finished[0]
+    for k in range(wide):
+        workers.seen[w, j * wide + k] = x[vertex * wide + k]
+    workers.stamps[w, j] = memory.stores[vertex]
+    after = now + times.read + times.transfer * far(memory, vertex, w)
+    workers.vertex[w] = j + 1
+    if j + 1 == touched:
+        gradient(costs, edge, workers.seen[w], workers.change[w])
+        after += times.compute * touched * workers.slower[workers.place[w]] + times.delay
+        workers.vertex[w] = 0
+        workers.doing[w] = LOAD if locked == NOTHING else ENTER
+    return after
+
+
+@compiled
+def enter(
+    costs: Any,
+    locked: int,
+    times: Any,
+    memory: Any,
+    workers: Any,
+    counts: Any,
+    w: int,
+    now: float,
+) -> float:
+    """Take a lock or one's turn, or wait for it."""
+    edge, j = workers.order[workers.place[w]], workers.vertex[w]
+    first = begin(costs, edge)
+    vertex = costs.vertices[first + j]
+    if locked == EDGE:
+        wanted, free = vertex, memory.holder[vertex] < 0
+        after = now + times.lock + times.transfer * far(memory, vertex, w)
+    elif locked == TURNS:
+        number = (workers.place[w] - workers.starts[w]) * len(workers.place) + w
+        wanted, free = TURN, counts.finished[0] == number
+        after = now + times.lock + times.handoff * (counts.holder[0] != w)
+    else:
+        wanted, free = OF_ALL, counts.holder[1] < 0
+        after = now + times.lock + times.handoff * (counts.holder[0] != w)
+    if not free:
+        counts.waits[0] += 1
+        workers.since[w] = counts.waits[0]
+        workers.waits_for[w] = wanted
+        return NEVER
+    if locked == EDGE:
+        memory.holder[vertex] = w
+        workers.vertex[w] = j + 1
+        if j + 1 < end(costs, edge) - first:
+            return after
+    else:
+        counts.holder[:] = w
+    workers.vertex[w] = 0
+    workers.doing[w] = LOAD
+    return after
+
+
+@compiled
+def load(
+    costs: Any, x: Any, times: Any, memory: Any, workers: Any, counts: Any, w: int, now: float
+) -> float:
+    """Load a vertex, to add to it."""
+    edge, j, wide = workers.order[workers.place[w]], workers.vertex[w], width(costs)
+    vertex = costs.vertices[begin(costs, edge) + j]
+    if j == 0:
+        others = counts.finished[0] - workers.before[w]
+        counts.lag[0] += others
+        counts.lag[1] = max(counts.lag[1], others)
+        counts.lag[2] += 1
+    for k in range(wide):
+        workers.register[w, k] = x[vertex * wide + k]
+    workers.kept[w] = memory.kept[vertex]
+    workers.doing[w] = STORE
+    return now + times.load + times.transfer * far(memory, vertex, w)
+
+
+@compiled
+def store(costs: Any, x: Any, step: Any, atomic: bool, memory: Any, workers: Any, w: int) -> bool:
+    """Store what was loaded and added to; returns whether that was the edge's last vertex."""
+    edge, j, wide = workers.order[workers.place[w]], workers.vertex[w], width(costs)
+    first = begin(costs, edge)
+    vertex = costs.vertices[first + j]
+    if memory.stores[vertex] != workers.stamps[w, j]:
+        memory.collided[vertex] += 1
+    if atomic:
+        workers.kept[w] = memory.kept[vertex]
+    else:
+        for k in range(wide):
+            x[vertex * wide + k] = workers.register[w, k]
+    update(costs, x, vertex * wide, workers.change[w], j * wide, step)
+    memory.kept[vertex] = workers.kept[w] + 1
+    memory.stores[vertex] += 1
+    memory.writer[vertex] = w
+    workers.vertex[w] = j + 1
+    workers.doing[w] = LOAD
+    return j + 1 == end(costs, edge) - first
+
+
+@compiled
+def leave(
+    costs: Any,
+    locked: int,
+    memory: Any,
+    workers: Any,
+    counts: Any,
+    w: int,
+    now: float,
+    heap: Any,
+) -> None:
+    """The update is finished: unlock what is locked, and go on to the next edge."""
+    counts.finished[0] += 1
+    edge = workers.order[workers.place[w]]
+    if locked == EDGE:
+        for k in range(begin(costs, edge), end(costs, edge)):
+            memory.holder[costs.vertices[k]] = -1
+            wake(workers, costs.vertices[k], now, heap)
+    elif locked == TURNS:
+        wake_one(workers, counts.finished[0] % len(workers.place), now, heap)
+    elif locked != NOTHING:
+        counts.holder[1] = -1
+        wake(workers, OF_ALL, now, heap)
+    workers.place[w] += 1
+    workers.vertex[w] = 0
+    workers.doing[w] = READ
+
+
+@compiled
+def wake(workers: Any, lock: int, now: float, heap: Any) -> None:
+    """The worker that has waited longest for that lock tries again."""
+    longest = -1
+    for w in range(len(workers.place)):
+        earlier = longest < 0 or workers.since[w] < workers.since[longest]
+        if workers.waits_for[w] == lock and earlier:
+            longest = w
+    if longest >= 0:
+        wake_one(workers, longest, now, heap)
+
+
+@compiled
+def wake_one(workers: Any, w: int, now: float, heap: Any) -> None:
+    """A worker tries again, if it waits."""
+    if workers.waits_for[w] != -1:
+        workers.waits_for[w] = -1
+        heapq.heappush(heap, (now, w))
+
+
+@compiled
+def far(memory: Any, vertex: int, w: int) -> bool:
+    """Whether another worker wrote the vertex last."""
+    return memory.writer[vertex] >= 0 and memory.writer[vertex] != w

@@ -1,0 +1,204 @@
+"""What a thread does, compiled: the paper's algorithm 1 and what it is compared with.
+
+    for each edge e of the thread's share:
+        read x_e
+        compute the gradient of f_e there
+        [lock]
+        for v in e:  x_v <- x_v - step * gradient_v
+        [unlock]
+
+The schemes differ in what is locked around the update: nothing, the edge's vertices, all of x, or
+all of x with the threads taking turns.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .atomics import (
+    atomic_add,
+    atomic_load,
+    atomic_store,
+    atomic_swap,
+    nanoseconds,
+    yield_core,
+)
+from .compiling import compiled
+from .costs import begin, end, fetch, gradient, look, update, update_atomically, width
+
+NOTHING, EDGE, VECTOR, TURNS = 0, 1, 2, 3
+"""What is locked around an update."""
+AHEAD = 3
+"""Edges from that which is worked on to that which is fetched."""
+SPINS = 256
+"""Looks at a lock before its thread lets others have the core."""
+
+
+class Rules(NamedTuple):
+    locked: int
+    atomic: bool
+    """Whether coordinates are added to in one indivisible step, or read and then written."""
+    delay_ns: int
+    """Busy waiting after each gradient."""
+
+
+class Shared(NamedTuple):
+    """What the threads share beside x."""
+
+    locks: NDArray[np.int32]  # (vertices,) 1 where held; the first is also that of all of x
+    turn: NDArray[np.int64]  # (1,) updates made so far in this epoch
+    stop: NDArray[np.int64]  # (1,) not 0 once the threads have to end
+
+
+class Watch(NamedTuple):
+    """What is noted of every update, if it is: this makes the updates several times slower.
+
+    An update is told by a number of its own. Two threads collide in a vertex if one updates it
+    between the other's reading and updating it. `counted` is added to just as x is, and loses what
+    it loses to the same races; `made` are each thread's own and lose none.
+    """
+
+    on: bool
+    last: NDArray[np.int64]  # (vertices,) number of the last update
+    collisions: NDArray[np.int64]  # (threads, vertices)
+    made: NDArray[np.int64]  # (threads, vertices)
+    counted: NDArray[np.int64]  # (vertices,)
+    finished: NDArray[np.int64]  # (threads, 8) updates, in the first column; a cache line each
+    lag: NDArray[np.int64]  # (threads, 2) sum and maximum over a thread's updates
+
+
+@compiled
+def work(
+    costs: Any, order: Any, x: Any, step: Any, rules: Any, shared: Any, watch: Any, thread: int
+) -> None:
+    """Go through the edges of `order`, as thread number `thread` of those that share x."""
+    most = 0
+    for edge in order:
+        most = max(most, (end(costs, edge) - begin(costs, edge)) * width(costs))
+    seen, change = np.empty(most, x.dtype), np.empty(most, x.dtype)
+    stamps = np.empty(most if watch.on else 0, np.int64)
+    threads = len(watch.finished)
+    for j in range(len(order)):
+        if atomic_load(shared.stop, 0) != 0:
+            return
+        edge = order[j]
+        if j + AHEAD < len(order):
+            fetch(costs, order[j + AHEAD], x)
+        before = 0
+        if watch.on:
+            before = total(watch.finished)
+            for k in range(begin(costs, edge), end(costs, edge)):
+                stamps[k - begin(costs, edge)] = watch.last[costs.vertices[k]]
+        look(costs, edge, x, seen)
+        gradient(costs, edge, seen, change)
+        if rules.delay_ns > 0:
+            wait(rules.delay_ns)
+        enter(costs, edge, rules, shared, thread + j * threads)
+        if watch.on:
+            others = total(watch.finished) - before
+            watch.lag[thread, 0] += others
+            watch.lag[thread, 1] = max(watch.lag[thread, 1], others)
+            watched_write(costs, edge, x, change, step, rules, watch, stamps, thread)
+            watch.finished[thread, 0] += 1
+        else:
+            write(costs, edge, x, change, step, rules)
+        leave(costs, edge, rules, shared, thread + j * threads)
+
+
+@compiled
+def write(costs: Any, edge: int, x: Any, change: Any, step: Any, rules: Any) -> None:
+    """x_v <- x_v - step * change_v for all v in e."""
+    wide, vertices = width(costs), costs.vertices[begin(costs, edge) : end(costs, edge)]
+    if rules.atomic:
+        for j in range(len(vertices)):
+            update_atomically(costs, x, vertices[j] * wide, change, j * wide, step)
+    else:
+        for j in range(len(vertices)):
+            update(costs, x, vertices[j] * wide, change, j * wide, step)
+
+
+@compiled
+def watched_write(
+    costs: Any,
+    edge: int,
+    x: Any,
+    change: Any,
+    step: Any,
+    rules: Any,
+    watch: Any,
+    stamps: Any,
+    thread: int,
+) -> None:
+    """The same, noting what happens."""
+    wide, first, threads = width(costs), begin(costs, edge), len(watch.finished)
+    number = (watch.finished[thread, 0] + 1) * threads + thread
+    for j in range(end(costs, edge) - first):
+        vertex = costs.vertices[first + j]
+        if watch.last[vertex] != stamps[j]:
+            watch.collisions[thread, vertex] += 1
+        watch.made[thread, vertex] += 1
+        if rules.atomic:
+            update_atomically(costs, x, vertex * wide, change, j * wide, step)
+            atomic_add(watch.counted, vertex, 1)
+        else:
+            update(costs, x, vertex * wide, change, j * wide, step)
+            watch.counted[vertex] += 1
+        watch.last[vertex] = number
+
+
+@compiled
+def enter(costs: Any, edge: int, rules: Any, shared: Any, number: int) -> None:
+    """Lock what this scheme locks. `number`: of this update, if threads take turns."""
+    if rules.locked == EDGE:
+        # In increasing order, so that no two threads wait for each other.
+        for k in range(begin(costs, edge), end(costs, edge)):
+            acquire(shared.locks, costs.vertices[k])
+    elif rules.locked == VECTOR:
+        acquire(shared.locks, 0)
+    elif rules.locked == TURNS:
+        spins = 0
+        while atomic_load(shared.turn, 0) != number and atomic_load(shared.stop, 0) == 0:
+            spins += 1
+            if spins % SPINS == 0:
+                yield_core()
+
+
+@compiled
+def leave(costs: Any, edge: int, rules: Any, shared: Any, number: int) -> None:
+    """Unlock it."""
+    if rules.locked == EDGE:
+        for k in range(begin(costs, edge), end(costs, edge)):
+            atomic_store(shared.locks, costs.vertices[k], 0)
+    elif rules.locked == VECTOR:
+        atomic_store(shared.locks, 0, 0)
+    elif rules.locked == TURNS:
+        atomic_store(shared.turn, 0, number + 1)
+
+
+@compiled
+def acquire(locks: Any, at: int) -> None:
+    spins = 0
+    while atomic_swap(locks, at, 1) != 0:
+        while atomic_load(locks, at) != 0:
+            spins += 1
+            if spins % SPINS == 0:
+                yield_core()
+
+
+@compiled
+def wait(ns: int) -> None:
+    until = nanoseconds() + ns
+    while nanoseconds() < until:
+        pass
+
+
+@compiled
+def total(finished: Any) -> int:
+    """Updates that all threads have finished."""
+    made = 0
+    for thread in range(len(finished)):
+        made += finished[thread, 0]
+    return made

@@ -1,0 +1,102 @@
+"""How threads share x, and the settings of a run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .loops import EDGE, NOTHING, TURNS, VECTOR
+
+Scheme = Literal["serial", "hogwild", "locked", "round-robin", "vector-lock", "averaging"]
+SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+ABOUT: dict[Scheme, str] = {
+    "serial": "one thread",
+    "hogwild": "no locks",
+    "locked": "locks all vertices of an edge around its update (AIG)",
+    "round-robin": "threads update in turn, one after the other (RR)",
+    "vector-lock": "one lock on all of x around an update",
+    "averaging": "every thread trains an x of its own on all edges; the mean counts",
+}
+LOCKED: dict[Scheme, int] = {
+    "serial": NOTHING,
+    "hogwild": NOTHING,
+    "locked": EDGE,
+    "round-robin": TURNS,
+    "vector-lock": VECTOR,
+    "averaging": NOTHING,
+}
+Adds = Literal["plain", "atomic"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a problem with separable costs is trained.
+
+    In every epoch each edge is taken once, in a new random order that is dealt to the workers; at
+    its end they wait for each other. The step is the same within an epoch.
+
+    Args:
+        scheme: what is locked around an update.
+        workers: threads, or simulated ones; "serial" has one.
+        epochs: how often each edge is taken.
+        step: gamma, of the first epoch; None for the problem's own.
+        decay: what the step is multiplied by after each epoch.
+        adds: "plain": a coordinate is read, and then written, so that what others write to it in
+            between is lost; "atomic": it is added to in one indivisible operation, as in the paper.
+        delay: seconds that are waited after every gradient.
+        seed: of the orders.
+        watch: note collisions, lost updates and the lag; on threads this costs time.
+
+    Raises:
+        ValueError: if a field is out of range.
+
+    Reference: Niu et al., "HOGWILD!: A Lock-Free Approach to Parallelizing Stochastic Gradient
+    Descent", NIPS 2011, algorithm 1 and section 7; Langford, Smola, Zinkevich, "Slow Learners are
+    Fast", NIPS 2009; Zinkevich et al., "Parallelized Stochastic Gradient Descent", NIPS 2010.
+    """
+
+    scheme: Scheme = "hogwild"
+    workers: int = 2
+    epochs: int = 20
+    step: float | None = None
+    decay: float = 0.9
+    adds: Adds = "plain"
+    delay: float = 0.0
+    seed: int = 0
+    watch: bool = False
+
+    def __post_init__(self) -> None:
+        if self.scheme not in SCHEMES:
+            raise ValueError(f"there is no scheme {self.scheme}; there are {', '.join(SCHEMES)}")
+        if self.workers < 1 or self.epochs < 1:
+            name = "workers" if self.workers < 1 else "epochs"
+            raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.scheme == "serial" and self.workers != 1:
+            raise ValueError(f"serial with {self.workers} workers; it has one")
+        if self.step is not None and not (self.step > 0 and math.isfinite(self.step)):
+            raise ValueError(f"step is {self.step:g}; it must be positive and finite")
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"decay is {self.decay:g}; it must be above 0 and at most 1")
+        if not (self.delay >= 0 and math.isfinite(self.delay)):
+            raise ValueError(f"delay is {self.delay:g} seconds; it must not be negative")
+        if self.adds not in get_args(Adds):
+            raise ValueError(f"adds is {self.adds!r}; it must be plain or atomic")
+        if self.watch and self.scheme == "averaging":
+            raise ValueError("averaging shares no x: there is nothing to watch")
+
+    @property
+    def rules(self) -> tuple[int, bool, int]:
+        """What is locked, whether adds are atomic, and the delay in nanoseconds."""
+        return LOCKED[self.scheme], self.adds == "atomic", round(self.delay * 1e9)
+
+
+def deal(edges: int, settings: Settings, rng: np.random.Generator) -> list[NDArray[np.int64]]:
+    """Of one epoch, the edges of each worker in their order; "averaging" gives each all of them."""
+    if settings.scheme == "averaging":
+        return [rng.permutation(edges) for _ in range(settings.workers)]
+    order = rng.permutation(edges)
+    return [np.ascontiguousarray(order[k :: settings.workers]) for k in range(settings.workers)]

@@ -1,0 +1,185 @@
+"""Training by any number of workers under virtual time."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .interleaving import Counts, Memory, Times, Workers, interleave
+from .outcome import Collisions, Outcome
+from .problem import Instance, SparseProblem
+from .schemes import Settings, deal
+from .training import Report, Training, go_through
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccessTimes:
+    """What a worker's accesses to x take, in seconds; nominal, of the order of a present core's.
+
+    Args:
+        read: of reading a vertex before the gradient.
+        compute: of the gradient, for each vertex; its median.
+        load: from an update's reading a vertex to its writing it; what others write to it in
+            between is lost, unless adds are atomic.
+        store: of writing it.
+        transfer: beside a read, a load or a lock of a vertex that another worker wrote last, as
+            that one's cache holds it; what of it is not hidden by fetching ahead.
+        lock: of taking a lock that is free.
+        handoff: beside the lock of all of x, or the turn, when another worker had it last.
+        jitter: standard deviation of the logarithm of a gradient's time.
+
+    Raises:
+        ValueError: if one of them is negative.
+    """
+
+    read: float = 1e-9
+    compute: float = 1e-9
+    load: float = 1e-9
+    store: float = 1e-9
+    transfer: float = 2e-9
+    lock: float = 2e-9
+    handoff: float = 100e-9
+    jitter: float = 0.1
+
+    def __post_init__(self) -> None:
+        for times in dataclasses.fields(self):
+            value = getattr(self, times.name)
+            if not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"{times.name} is {value:g}; it must not be negative")
+
+    def alone(self, sizes: NDArray[np.int64], slower: NDArray[np.float64], delay: float) -> float:
+        """Seconds of one worker's going through edges of so many vertices, without locks."""
+        accesses = self.read + self.compute * slower + self.load + self.store
+        return float((accesses * sizes + delay).sum())
+
+
+def simulate(
+    problem: SparseProblem,
+    settings: Settings,
+    times: AccessTimes | None = None,
+    report: Report | None = None,
+) -> Outcome:
+    """Train a problem by simulated workers, each with a core of its own.
+
+    A worker reads the vertices of its edge at distinct instants, computes, and then loads and
+    stores them at distinct instants, while the others do the same; a block of coordinates is read
+    or written at one instant. The same settings give the same result to the bit. Collisions are
+    always noted, and lost updates are counted exactly.
+
+    Args:
+        problem: what to train.
+        settings: scheme, number of workers and the rest.
+        times: of accesses.
+        report: called with the number of each epoch and the state after it.
+
+    Raises:
+        ValueError: in one line, if the problem's data is damaged, or it cannot be trained so.
+        Diverged: x is not finite any more.
+    """
+    training = Training(problem, settings)
+    instance, settings = training.instance, training.settings
+    times = times or AccessTimes()
+    memory, lag = _memory(instance), np.zeros(3, np.int64)
+    jitter = np.random.default_rng([settings.seed, 1])
+
+    def epoch(step: Any, rng: np.random.Generator) -> float:
+        shares = deal(instance.edges, settings, rng)
+        slower = np.exp(times.jitter * jitter.standard_normal(sum(map(len, shares))))
+        if settings.scheme == "averaging":
+            return _apart(training, step, shares, slower, times)
+        locked, atomic, _ = settings.rules
+        counts = Counts(
+            finished=np.zeros(1, np.int64),
+            waits=np.zeros(1, np.int64),
+            holder=np.full(2, -1),
+            lag=lag,
+        )
+        return interleave(
+            instance.costs,
+            training.x[0],
+            step,
+            locked,
+            atomic,
+            _times(times, settings),
+            memory,
+            _workers(instance, shares, slower),
+            counts,
+        )
+
+    training.run(epoch, report)
+    shared = settings.scheme != "averaging"
+    return training.outcome(simulated=True, collisions=_collisions(memory, lag) if shared else None)
+
+
+def _apart(
+    training: Training,
+    step: Any,
+    shares: list[NDArray[np.int64]],
+    slower: NDArray[np.float64],
+    times: AccessTimes,
+) -> float:
+    """Workers that share nothing: one after the other, each as a thread would."""
+    taken, settings = 0.0, training.settings
+    sizes = training.instance.sizes()
+    for k, (share, slow) in enumerate(zip(shares, np.split(slower, len(shares)), strict=True)):
+        go_through(training.instance, share, training.x[k], step)
+        taken = max(taken, times.alone(sizes[share], slow, settings.delay))
+    return taken
+
+
+def _times(times: AccessTimes, settings: Settings) -> Times:
+    fields = {name: getattr(times, name) for name in Times._fields if name != "delay"}
+    return Times(**fields, delay=settings.delay)
+
+
+def _memory(instance: Instance) -> Memory:
+    def filled(value: int) -> NDArray[np.int64]:
+        return np.full(instance.vertices, value, np.int64)
+
+    return Memory(
+        stores=filled(0), collided=filled(0), kept=filled(0), writer=filled(-1), holder=filled(-1)
+    )
+
+
+def _workers(
+    instance: Instance, shares: list[NDArray[np.int64]], slower: NDArray[np.float64]
+) -> Workers:
+    count = len(shares)
+    starts = np.concatenate([[0], np.cumsum([len(share) for share in shares])]).astype(np.int64)
+    vertices = int(instance.sizes().max())
+    kind = instance.start.dtype
+
+    def zeros() -> NDArray[np.int64]:
+        return np.zeros(count, np.int64)
+
+    return Workers(
+        order=np.concatenate(shares),
+        starts=starts,
+        slower=slower,
+        place=starts[:-1].copy(),
+        doing=zeros(),
+        vertex=zeros(),
+        seen=np.empty((count, vertices * instance.width), kind),
+        change=np.empty((count, vertices * instance.width), kind),
+        stamps=np.empty((count, vertices), np.int64),
+        register=np.empty((count, instance.width), kind),
+        kept=zeros(),
+        waits_for=np.full(count, -1),
+        since=zeros(),
+        before=zeros(),
+    )
+
+
+def _collisions(memory: Memory, lag: NDArray[np.int64]) -> Collisions:
+    return Collisions(
+        updates=memory.stores,
+        collided=memory.collided,
+        lost=memory.stores - memory.kept,
+        mean_lag=float(lag[0] / max(lag[2], 1)),
+        max_lag=int(lag[1]),
+    )
