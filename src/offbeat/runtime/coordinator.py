@@ -334,7 +334,7 @@ class Coordinator:
         if seat.snapshots is not None and self.stop_reason is not None:
             return
         seat.gone = "left" if seat.snapshots is not None else seat.ended or "lost its connection"
-        self.evaluations.departed(seat.status if seat.snapshots is None else None)
+        self.evaluations.departed(seat.status)
         if seat.failed is not None or not self._began:
             return
         kind = "server" if min(seat.ranks) in self.world.servers else "worker"
