@@ -624,11 +624,22 @@ def test_help_and_interrupts_do_without_torch():
     assert done.returncode == 0, done.stderr
 
 
-def test_an_interrupt_while_torch_is_imported_is_one_line(tmp_path):
+@pytest.mark.parametrize(
+    "meanwhile",
+    [
+        "os.kill(os.getpid(), signal.SIGINT)",
+        # Whoever catches the exception may go on with half of a package, and fail at anything.
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    len(None)",
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    os._exit(0)",
+    ],
+    ids=["raised", "becomes another exception", "caught"],
+)
+def test_an_interrupt_while_torch_is_imported_is_one_line(meanwhile, tmp_path):
     # In place of torch: a module that is still being imported when the interrupt comes.
-    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    (tmp_path / "torch.py").write_text(f"import os, signal\n{meanwhile}\n")
     argv = [sys.executable, "-m", "offbeat", "methods"]
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    environment = os.environ | {"PYTHONPATH": path}
     done = subprocess.run(argv, capture_output=True, text=True, env=environment)
     assert done.returncode == 130
     assert done.stderr == "offbeat: interrupted\n"

@@ -138,6 +138,7 @@ def test_a_worker_leaves_and_the_others_go_on(tmp_path: Path):
     run = run_processes(experiment(AsyncSGD(), 3, samples=16_000, faults=(leave,)), tmp_path)
     assert run.error is None
     assert any("node 1 (worker) left" in note for note in run.notes)
+    assert run.metrics[-1].samples == 16_000, "what it computed counts"
     assert_replays(run, tmp_path)
 
 

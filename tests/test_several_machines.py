@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 import torch
 
+from offbeat.cluster import Fault
 from offbeat.experiment import Experiment
-from offbeat.methods import METHODS
+from offbeat.methods import ADPSGD, METHODS
+from offbeat.runs import load_run
 from offbeat.runtime.agent import Agent, Joining
+from offbeat.runtime.checkpoint import latest_checkpoint
 from offbeat.runtime.placement import Gathering
 from offbeat.runtime.processes import run_processes
 from offbeat.runtime.simulated import Simulation
@@ -148,6 +151,23 @@ def test_torchrun_starts_a_run(tmp_path: Path):
     assert "run as processes: 2 workers" in output
     assert "took part with process 1" in errors
     assert (tmp_path / "run" / "run.json").exists()
+
+
+def test_who_departed_before_the_checkpoint_comes_back_with_the_ranks(tmp_path: Path):
+    # As when a rank is lost, and the others go on and write one before torchrun has ended them.
+    crash = Fault(kind="crash", rank=1, at=0.1)
+    planned = experiment(ADPSGD(), samples=3_200, faults=(crash,))
+    run_processes(planned, tmp_path / "run", checkpoint_every=0.1)
+    checkpoint, _ = latest_checkpoint(tmp_path / "run")
+    assert checkpoint.nodes == (0,)
+    code, output, errors = torchrun(
+        "--resume", "run", "--budget.samples", "6400", cwd=tmp_path, ranks=2
+    )
+    assert code == 0, errors
+    assert "note       node 1 (worker) came back there" in output
+    run = load_run(tmp_path / "run")
+    assert (run.trace.gradients["node"] == 1).any()
+    assert_replays(run, tmp_path / "run")
 
 
 def test_the_number_of_ranks_must_be_that_of_the_processes(tmp_path: Path):

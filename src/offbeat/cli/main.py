@@ -5,13 +5,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager
+from types import FrameType
 
 from .. import __version__
 
 INTERRUPTED = 130
+_LINE = "offbeat: interrupted"
 
 # Each command is a function of that name in the module named first, imported when it is called:
 # torch takes seconds, which `offbeat --help` does without and an interrupt may fall into.
@@ -41,17 +47,42 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out a command line; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # Whoever gives `argv` has called a function, which does not end the process.
+    importing = _ended_by_interrupts() if argv is None else contextlib.nullcontext()
     try:
-        return _dispatch(arguments)
+        return _dispatch(arguments, importing)
     except KeyboardInterrupt:
-        print("offbeat: interrupted", file=sys.stderr, flush=True)
+        print(_LINE, file=sys.stderr, flush=True)
         return INTERRUPTED
     except SystemExit as done:
         # --help and --print_config end the parser this way.
         return int(done.code or 0)
 
 
-def _dispatch(arguments: Sequence[str]) -> int:
+@contextlib.contextmanager
+def _ended_by_interrupts() -> Generator[None]:
+    """While others' packages are imported, when nothing has been begun, Ctrl-C ends the process.
+
+    As an exception it would leave half of a package behind, or be caught in there: what comes of
+    that is any other exception, or none.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        # Not by `print`, in the middle of which the signal may have come.
+        os.write(2, f"{_LINE}\n".encode())
+        os._exit(INTERRUPTED)
+
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _dispatch(arguments: Sequence[str], importing: AbstractContextManager[None]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0
@@ -59,13 +90,15 @@ def _dispatch(arguments: Sequence[str]) -> int:
         print(f"offbeat {__version__}")
         return 0
     name, *options = arguments
-    from .errors import UsageError, nearest, one_line
+    with importing:
+        from .errors import UsageError, nearest, one_line
 
+        known = name in COMMANDS
+        home = importlib.import_module(f".{COMMANDS[name][0]}", __package__) if known else None
     try:
-        if name not in COMMANDS:
+        if home is None:
             listed = f"; there are {', '.join(COMMANDS)}"
             raise UsageError(f"there is no command {name}{nearest(name, COMMANDS, listed)}")
-        home = importlib.import_module(f".{COMMANDS[name][0]}", __package__)
         return getattr(home, name)(options)
     except UsageError as error:
         print(f"offbeat: {one_line(error)}", file=sys.stderr, flush=True)

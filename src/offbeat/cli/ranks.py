@@ -42,6 +42,8 @@ def ranked(patience: float, experiment: Experiment, keeping: Keeping) -> Execute
                 secret=rank.secret,
                 patience=patience,
                 on_listening=rank.publish,
+                # Who starts the ranks starts all of them, and counts one that is refused as failed.
+                complete=True,
             )
         )
     except RunError as error:

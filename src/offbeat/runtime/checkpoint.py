@@ -35,6 +35,8 @@ KEPT = 2
 _FIXED = ("method", "problem", "optimizer", "partition", "seed", "device", "cluster.workers")
 """Settings that a run keeps when it is resumed; its budget, say, may be another."""
 
+_States = dict[int, bytes]
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be written, read, or gone on from. The text is one line."""
@@ -55,6 +57,7 @@ class Checkpoint:
         nodes: the ranks of the nodes that took part.
         versions: of what bits depend on.
         path: the directory; None of one that is not written.
+        states: of nodes, by rank, in place of those in the directory.
     """
 
     experiment: dict[str, Any]
@@ -67,6 +70,7 @@ class Checkpoint:
     nodes: tuple[int, ...]
     versions: dict[str, str] = field(default_factory=versions)
     path: Path | None = None
+    states: Mapping[int, bytes] = field(default_factory=_States)
 
     def node(self, rank: int) -> bytes:
         """The state of a node, for `Host.add`.
@@ -74,6 +78,8 @@ class Checkpoint:
         Raises:
             CheckpointError: it is not in the checkpoint, or its file is damaged by now.
         """
+        if rank in self.states:
+            return self.states[rank]
         if self.path is None or rank not in self.nodes:
             raise CheckpointError(f"the checkpoint {self.path} has no node {rank}")
         return _content(self.path, _listed(self.path), _node_file(rank))

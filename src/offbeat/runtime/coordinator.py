@@ -21,6 +21,7 @@ from .faults import Faults
 from .keeping import Keeper
 from .outcome import outcome
 from .placement import Gathering, Placement
+from .reassembly import with_everyone
 from .refusals import require_possible
 from .roster import Roster
 from .seats import Seat, seats_of, waits
@@ -66,6 +67,11 @@ class Coordinator:
         )
         self.experiment = experiment
         self.world = World(experiment)
+        departed: list[int] = []
+        if resume is not None and gathering is not None and gathering.complete:
+            there = resume.nodes
+            resume = with_everyone(resume, self.world)
+            departed = [rank for rank in resume.nodes if rank not in there]
         self.gathering = gathering
         self.directory = directory
         self.resume = resume
@@ -124,6 +130,7 @@ class Coordinator:
             self.notes.append(
                 f"resumed from {resume.path}, {resume.seconds:.2f} s after the beginning"
             )
+            self.notes += [f"node {rank} (worker) came back there" for rank in departed]
 
     def run(self) -> Run:
         """Carry the run out; leaves no process and no file but the run directory's behind."""
@@ -334,7 +341,7 @@ class Coordinator:
         if seat.snapshots is not None and self.stop_reason is not None:
             return
         seat.gone = "left" if seat.snapshots is not None else seat.ended or "lost its connection"
-        self.evaluations.departed(seat.status if seat.snapshots is None else None)
+        self.evaluations.departed(seat.status)
         if seat.failed is not None or not self._began:
             return
         kind = "server" if min(seat.ranks) in self.world.servers else "worker"

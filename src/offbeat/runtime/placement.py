@@ -41,6 +41,8 @@ class Gathering:
         patience: seconds for all the others to come.
         on_listening: told where the coordinator can be reached, before anything is started.
         tls: certificates, for connections between machines; they are not encrypted if None.
+        complete: whether the machines come for all processes, also for those that departed before
+            the checkpoint from which the run goes on; else these stay away.
     """
 
     listen: str
@@ -49,6 +51,7 @@ class Gathering:
     patience: float = 120.0
     on_listening: Callable[[str], None] = lambda address: None
     tls: TLS | None = None
+    complete: bool = False
 
 
 class Placement:

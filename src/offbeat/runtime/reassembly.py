@@ -16,11 +16,13 @@ from torch import Tensor
 from ..encoding import encode
 from ..method import Method
 from .capture import NodeState, read_state
+from .checkpoint import Checkpoint
 from .errors import RunError
 from .placement import Placement
 from .roster import Roster
 from .seats import Seat
 from .status import Snapshot
+from .world import World
 
 TIMEOUT = 120.0
 """Seconds for new processes to build their model and find the others."""
@@ -139,6 +141,23 @@ def admit(
         )
         found[rank] = encode(newcomer)
     return found
+
+
+def with_everyone(checkpoint: Checkpoint, world: World) -> Checkpoint:
+    """The checkpoint with all workers: those that departed before it come in late there.
+
+    Raises:
+        CheckpointError, EncodingError: a node's state cannot be read.
+    """
+    begins_absent = world.experiment.cluster.begins_absent
+    ranks = [
+        rank for rank in world.workers if rank not in checkpoint.nodes and not begins_absent(rank)
+    ]
+    if not ranks or not world.experiment.method.survives_loss:
+        return checkpoint
+    known = {rank: checkpoint.node(rank) for rank in checkpoint.nodes}
+    states = admit(world.experiment.method, known, ranks, world.servers)
+    return replace(checkpoint, nodes=tuple(sorted(states)), states=states)
 
 
 def _from(ranks: Sequence[int], first: int) -> dict[int, int]:

@@ -69,7 +69,8 @@ class Seat:
                 self.met = True
             case control.Restored():
                 self.restored = True
-            case control.Report():
+            case control.Report() | control.Snapshots():
+                # If it is lost now, no row may count less of it than the one that these made.
                 self.status = word.status
             case control.Failed():
                 self.failed = word.text
