@@ -43,6 +43,7 @@ def experiment_parser(
     parser = ArgumentParser(
         prog=prog,
         exit_on_error=False,
+        allow_abbrev=False,
         formatter_class=formatter_class,
         description=f"{purpose} If not given, the problem is Digits, the optimizer is SGD with "
         f"learning rate 0.1, and the budget is {DEFAULT_SAMPLES:,} samples. Classes are named "

@@ -23,7 +23,6 @@ from ..hogwild import (
 )
 from ..hogwild.outcome import cores_here
 from ..labels import label
-from ..userfile import import_path, is_reference
 from .commands import output_directory, parsed_options
 from .errors import UsageError, nearest, one_line
 from .output import console, progress_bar, write_line
@@ -76,8 +75,8 @@ def _parsed(options: Sequence[str]) -> Any:
         "problems",
         type=str,
         nargs="+",
-        help=f"{', '.join(PROBLEMS)}; with settings as 'SparseSVM(skew=0.75)'; or "
-        "my_file.py:MyProblem",
+        help=f"{', '.join(PROBLEMS)}; with settings as 'SparseSVM(skew=0.75)' or "
+        "'SparseSVM(train=\"my.svm\")'; or my_file.py:MyProblem",
     )
     add(
         "--scheme",
@@ -126,9 +125,7 @@ def _parsed(options: Sequence[str]) -> Any:
 
 def _problem(text: str) -> SparseProblem:
     name = text.partition("(")[0]
-    if is_reference(name):
-        text = import_path(text)
-    elif "." not in name and name not in PROBLEMS:
+    if "." not in name and name not in PROBLEMS:
         known = f"; there are {', '.join(PROBLEMS)}"
         raise UsageError(f"there is no problem {name}{nearest(name, PROBLEMS, known)}")
     return spec_of(text, SparseProblem)

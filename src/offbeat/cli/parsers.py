@@ -49,6 +49,7 @@ def command_parser(command: str, purpose: str | None) -> ArgumentParser:
     return ArgumentParser(
         prog=f"offbeat {command}",
         exit_on_error=False,
+        allow_abbrev=False,
         description=purpose,
         formatter_class=HelpFormatter,
     )

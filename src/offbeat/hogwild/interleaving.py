@@ -75,7 +75,7 @@ class Counts(NamedTuple):
 
     finished: NDArray[np.int64]  # updates
     waits: NDArray[np.int64]
-    holder: NDArray[np.int64]  # of the lock of all of x, or of the turn
+    holder: NDArray[np.int64]  # (2,) who had the lock of all of x, or the turn, last; and has it
     lag: NDArray[np.int64]  # (3,) sum, maximum and number over all updates of the run
 
 
@@ -174,10 +174,10 @@ def enter(
     elif locked == TURNS:
         number = (workers.place[w] - workers.starts[w]) * len(workers.place) + w
         wanted, free = TURN, counts.finished[0] == number
-        after = now + times.lock + times.handoff * (counts.holder[0] != w)
+        after = now + times.lock + times.handoff * had_by_another(counts, w)
     else:
         wanted, free = OF_ALL, counts.holder[1] < 0
-        after = now + times.lock + times.handoff * (counts.holder[0] != w)
+        after = now + times.lock + times.handoff * had_by_another(counts, w)
     if not free:
         counts.waits[0] += 1
         workers.since[w] = counts.waits[0]
@@ -282,6 +282,12 @@ def wake_one(workers: Any, w: int, now: float, heap: Any) -> None:
     if workers.waits_for[w] != -1:
         workers.waits_for[w] = -1
         heapq.heappush(heap, (now, w))
+
+
+@compiled
+def had_by_another(counts: Any, w: int) -> bool:
+    """Whether another worker had the lock of all of x, or the turn, last."""
+    return counts.holder[0] >= 0 and counts.holder[0] != w
 
 
 @compiled

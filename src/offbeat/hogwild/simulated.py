@@ -92,28 +92,64 @@ def simulate(
         slower = np.exp(times.jitter * jitter.standard_normal(sum(map(len, shares))))
         if settings.scheme == "averaging":
             return _apart(training, step, shares, slower, times)
-        locked, atomic, _ = settings.rules
-        counts = Counts(
-            finished=np.zeros(1, np.int64),
-            waits=np.zeros(1, np.int64),
-            holder=np.full(2, -1),
-            lag=lag,
-        )
-        return interleave(
-            instance.costs,
-            training.x[0],
-            step,
-            locked,
-            atomic,
-            _times(times, settings),
-            memory,
-            _workers(instance, shares, slower),
-            counts,
+        return _together(
+            instance, training.x[0], step, shares, slower, settings, times, memory, lag
         )
 
     training.run(epoch, report)
     shared = settings.scheme != "averaging"
     return training.outcome(simulated=True, collisions=_collisions(memory, lag) if shared else None)
+
+
+def interleaved(
+    instance: Instance,
+    x: NDArray[Any],
+    step: float,
+    shares: list[NDArray[np.int64]],
+    slower: NDArray[np.float64],
+    settings: Settings,
+    times: AccessTimes,
+) -> tuple[float, Collisions]:
+    """Train x (d,) by workers with the given edges; returns virtual seconds, and how they met.
+
+    Args:
+        instance: the problem with its data.
+        x: is changed.
+        step: gamma.
+        shares: of each worker, its edges in their order.
+        slower: of each edge, in the order of the shares, how much longer its gradient takes.
+        settings: scheme, adds and delay.
+        times: of accesses.
+    """
+    memory, lag = _memory(instance), np.zeros(3, np.int64)
+    gamma = x.dtype.type(step)
+    taken = _together(instance, x, gamma, shares, slower, settings, times, memory, lag)
+    return taken, _collisions(memory, lag)
+
+
+def _together(
+    instance: Instance,
+    x: NDArray[Any],
+    step: Any,
+    shares: list[NDArray[np.int64]],
+    slower: NDArray[np.float64],
+    settings: Settings,
+    times: AccessTimes,
+    memory: Memory,
+    lag: NDArray[np.int64],
+) -> float:
+    locked, atomic, _ = settings.rules
+    counts = Counts(
+        finished=np.zeros(1, np.int64),
+        waits=np.zeros(1, np.int64),
+        holder=np.full(2, -1),
+        lag=lag,
+    )
+    workers = _workers(instance, shares, slower)
+    priced = _times(times, settings)
+    return float(
+        interleave(instance.costs, x, step, locked, atomic, priced, memory, workers, counts)
+    )
 
 
 def _apart(

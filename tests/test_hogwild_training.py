@@ -1,0 +1,329 @@
+"""Training by threads: schemes, gates, locks, and what is noted of collisions."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+
+import numpy as np
+import pytest
+
+from offbeat.hogwild import (
+    SCHEMES,
+    Diverged,
+    GraphCut,
+    Instance,
+    MatrixCompletion,
+    Perceptron,
+    Samples,
+    Settings,
+    SparseLeastSquares,
+    SparseLogistic,
+    SparseProblem,
+    SparseSVM,
+    circulant,
+    linear_instance,
+    perceptron_instance,
+    train,
+)
+from offbeat.hogwild.costs import HINGE, LOGISTIC, SQUARED
+from offbeat.hogwild.hypergraph import Hypergraph
+from offbeat.hogwild.loops import Rules, work
+from offbeat.hogwild.schemes import deal
+from offbeat.hogwild.training import go_through, no_watch, shared_by_threads
+
+SMALL = {"rows": 5000, "features": 5000, "nonzeros": 30}
+CONVEX = [
+    SparseSVM(**SMALL),
+    SparseSVM(**SMALL, skew=0.75),
+    SparseLogistic(**SMALL),
+    SparseLeastSquares(rows=6000, features=1500, nonzeros=20, noise=0.3),
+    GraphCut(rows=32, columns=32),
+]
+LOCKS = ["hogwild", "locked", "round-robin", "vector-lock"]
+
+
+@pytest.mark.parametrize("problem", CONVEX, ids=lambda p: type(p).__name__)
+def test_all_schemes_end_where_serial_does(problem: SparseProblem):
+    serial = train(problem, Settings(scheme="serial", workers=1))
+    assert serial.objective < 0.9 * serial.epochs[0].objective
+    for scheme in SCHEMES[1:]:
+        found = train(problem, Settings(scheme=scheme))
+        # The mean of several runs may be better than each of them, and is on the cuts.
+        least = 0.95 if scheme == "averaging" else 0.98
+        assert least < found.objective / serial.objective < 1.02, scheme
+
+
+def test_factors_end_where_serial_s_do_unless_they_are_averaged():
+    problem = MatrixCompletion(rows=500, columns=500, entries=30_000)
+    serial = train(problem, Settings(scheme="serial", workers=1))
+    for scheme in LOCKS:
+        found = train(problem, Settings(scheme=scheme))
+        assert found.objective == pytest.approx(serial.objective, rel=0.03), scheme
+    # The problem is not convex: two good pairs of factors may have a bad mean.
+    averaged = train(problem, Settings(scheme="averaging"))
+    assert averaged.objective > 1.1 * serial.objective
+
+
+def test_a_dense_network_learns_under_all_schemes():
+    for scheme in SCHEMES:
+        workers = 1 if scheme == "serial" else 2
+        found = train(Perceptron(), Settings(scheme=scheme, workers=workers))
+        assert found.errors["train error"] < 0.02, scheme
+
+
+GATES = {
+    "and": [-1, -1, -1, 1],
+    "or": [-1, 1, 1, 1],
+    "all 0": [-1, -1, -1, -1],
+    "all 1": [1, 1, 1, 1],
+}
+
+
+def gate(labels: list[int], loss: int) -> Instance:
+    """The four inputs of a gate many times over, with a third feature that is always 1."""
+    rows = [[2], [1, 2], [0, 2], [0, 1, 2]] * 50
+    offsets = np.cumsum([0, *map(len, rows)])
+    vertices = np.concatenate(rows).astype(np.int32)
+    edges = Hypergraph(offsets=offsets, vertices=vertices, count=3)
+    samples = Samples(
+        hypergraph=edges, values=np.ones(len(vertices)), labels=np.array(labels * 50, float)
+    )
+    return linear_instance(samples, loss=loss)
+
+
+@pytest.mark.parametrize("loss", [HINGE, LOGISTIC], ids=["hinge", "logistic"])
+@pytest.mark.parametrize("labels", GATES.values(), ids=GATES)
+@pytest.mark.parametrize("scheme", [s for s in SCHEMES if s != "averaging"])
+def test_gates_are_learned(scheme, labels, loss):
+    instance = gate(labels, loss)
+    x = instance.start.copy()
+    settings = Settings(scheme=scheme, workers=1 if scheme == "serial" else 2)
+    for epoch in range(20):
+        run_epoch(instance, x, settings, step=0.2, seed=epoch)
+    assert instance.errors(x) == {"train error": 0}
+
+
+@pytest.mark.parametrize("labels", GATES.values(), ids=GATES)
+def test_gates_are_learned_by_a_network(labels):
+    inputs = np.array([[0.0, 0], [0, 1], [1, 0], [1, 1]] * 50)
+    classes = (np.array(labels * 50) + 1) // 2
+    # A second class that no sample has when all labels are 0.
+    instance = perceptron_instance(
+        np.concatenate([inputs, [[0.5, -5]]]),
+        np.concatenate([classes, [1]]),
+        hidden=8,
+        rng=np.random.default_rng(0),
+    )
+    x = instance.start.copy()
+    for epoch in range(30):
+        run_epoch(instance, x, Settings(), step=0.1, seed=epoch)
+    assert instance.errors(x)["train error"] <= 1 / 201
+
+
+def run_epoch(instance: Instance, x, settings: Settings, *, step: float, seed: int) -> None:
+    """One epoch by threads, as `train` makes it."""
+    shared = shared_by_threads(instance.vertices)
+    shares = deal(instance.edges, settings, np.random.default_rng(seed))
+    rules, watch = Rules(*settings.rules), no_watch(settings.workers)
+    threads = [
+        threading.Thread(
+            target=work,
+            args=(instance.costs, share, x, x.dtype.type(step), rules, shared, watch, k),
+        )
+        for k, share in enumerate(shares)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_one_thread_is_the_paper_s_loop():
+    problem = SparseSVM(rows=200, features=100, nonzeros=8, l2=0.5)
+    instance = problem.build(np.float64)
+    costs, x = instance.costs, np.zeros(100)
+    order = np.random.default_rng(0).permutation(200)
+    degrees = instance.hypergraph.degrees()
+    for edge in order:
+        own = slice(costs.offsets[edge], costs.offsets[edge + 1])
+        touched, values, label = costs.vertices[own], costs.values[own], costs.labels[edge]
+        slope = -label if label * (values @ x[touched]) < 1 else 0
+        x[touched] -= 0.1 * (slope * values + 2 * 0.5 * x[touched] / degrees[touched])
+    found = np.zeros(100)
+    go_through(instance, order, found, 0.1)
+    np.testing.assert_allclose(found, x, rtol=1e-9, atol=1e-12)
+
+
+def test_the_step_is_the_same_within_an_epoch_and_smaller_in_the_next():
+    problem = SparseLeastSquares(rows=300, features=100, nonzeros=5)
+    outcome = train(problem, Settings(scheme="serial", workers=1, epochs=3, step=0.2, decay=0.5))
+    instance, rng = problem.instance(), np.random.default_rng(0)
+    x = instance.start.copy()
+    for step in (0.2, 0.1, 0.05):
+        go_through(instance, rng.permutation(300), x, np.float32(step))
+    assert np.array_equal(outcome.x, x)
+
+
+def test_each_edge_is_dealt_once_an_epoch():
+    settings = Settings(workers=3)
+    shares = deal(100, settings, np.random.default_rng(0))
+    assert sorted(np.concatenate(shares).tolist()) == list(range(100))
+    assert [len(share) for share in shares] == [34, 33, 33]
+    own = deal(100, Settings(scheme="averaging", workers=3), np.random.default_rng(0))
+    assert all(sorted(share.tolist()) == list(range(100)) for share in own)
+    assert own[0].tolist() != own[1].tolist()
+
+
+def test_averaging_is_the_mean_of_runs_apart():
+    problem = SparseLeastSquares(rows=300, features=100, nonzeros=5)
+    outcome = train(problem, Settings(scheme="averaging", workers=2, epochs=1))
+    instance, rng = problem.instance(), np.random.default_rng(0)
+    ends = []
+    for order in deal(300, outcome.settings, rng):
+        x = instance.start.copy()
+        go_through(instance, order, x, np.float32(problem.step))
+        ends.append(x)
+    np.testing.assert_array_equal(outcome.x, np.mean(ends, axis=0))
+
+
+STEP = 1e-15
+
+
+def counting(edges: int) -> Instance:
+    """Every edge adds 1 to the same coordinates: each has to be at `edges` in the end."""
+    graph = circulant(edges, 16, np.arange(16))
+    samples = Samples(hypergraph=graph, values=np.ones(16 * edges), labels=np.full(edges, 1 / STEP))
+    # Beside such labels the scores are nothing.
+    return linear_instance(samples, loss=SQUARED, precision=np.float64)
+
+
+@pytest.mark.parametrize("scheme", ["locked", "round-robin", "vector-lock"])
+def test_nothing_is_lost_under_locks(scheme):
+    instance = counting(30_000)
+    x = instance.start.copy()
+    run_epoch(instance, x, Settings(scheme=scheme, workers=4), step=STEP, seed=0)
+    np.testing.assert_allclose(x, 30_000, rtol=1e-8)
+
+
+def test_nothing_is_lost_by_atomic_adds():
+    instance = counting(30_000)
+    x = instance.start.copy()
+    run_epoch(instance, x, Settings(adds="atomic", workers=4), step=STEP, seed=0)
+    np.testing.assert_allclose(x, 30_000, rtol=1e-8)
+
+
+def test_threads_update_in_turn():
+    """In the order of one thread: sums of unlike numbers tell the order by their last bits."""
+    graph = circulant(2000, 16, np.arange(16))
+    # So small that scores are nothing, and a gradient does not depend on x.
+    values = 1e-100 * np.random.default_rng(0).standard_exponential(16 * 2000)
+    samples = Samples(hypergraph=graph, values=values, labels=np.ones(2000))
+    instance = linear_instance(samples, loss=HINGE, precision=np.float64)
+    order = np.random.default_rng(5).permutation(2000)
+    x, alone, reverse = (instance.start.copy() for _ in range(3))
+    run_epoch(instance, x, Settings(scheme="round-robin", workers=3), step=1e100, seed=5)
+    go_through(instance, order, alone, 1e100)
+    go_through(instance, order[::-1].copy(), reverse, 1e100)
+    assert np.array_equal(x, alone)
+    assert not np.array_equal(x, reverse)
+
+
+def test_what_is_watched():
+    problem = SparseSVM(**SMALL, skew=0.75)
+    found = train(problem, Settings(watch=True, epochs=3))
+    met = found.collisions
+    degrees = problem.instance().hypergraph.degrees()
+    assert np.array_equal(met.updates, 3 * degrees)
+    assert 0 <= met.loss_rate <= met.collision_rate < 0.5
+    assert 0 <= met.mean_lag <= met.max_lag <= 5000
+    alone = train(problem, Settings(scheme="serial", workers=1, watch=True, epochs=1)).collisions
+    assert alone.collided.sum() == alone.lost.sum() == alone.max_lag == 0
+    assert any("slower" in note for note in found.notes)
+
+
+def test_dense_costs_collide_where_sparse_ones_do_not():
+    # With a delay every thread is always in the middle of a gradient. On a machine whose cores are
+    # busy they take turns, and meet only where one is taken off its core.
+    settings = Settings(watch=True, epochs=3, delay=50e-6, workers=4)
+    dense = train(Perceptron(), settings).collisions
+    sparse = train(SparseSVM(rows=1500, nonzeros=5), settings).collisions
+    assert dense.collided.sum() > 0
+    assert dense.collision_rate > 10 * sparse.collision_rate
+
+
+def test_locks_lose_nothing_that_is_watched():
+    found = train(Perceptron(), Settings(scheme="locked", watch=True, epochs=1))
+    assert found.collisions.lost.sum() == 0
+
+
+def test_more_threads_than_cores_are_said_to_be():
+    workers = len(os.sched_getaffinity(0)) + 1
+    found = train(SparseSVM(rows=100, nonzeros=5), Settings(workers=workers, epochs=1))
+    assert f"{workers} threads on" in found.notes[0]
+
+
+def test_the_delay_is_waited_after_every_gradient():
+    problem = SparseSVM(rows=200, nonzeros=5)
+    found = train(problem, Settings(scheme="serial", workers=1, epochs=1, delay=1e-4))
+    assert found.seconds >= 200 * 1e-4
+
+
+def test_a_step_that_is_too_large_is_said_to_be():
+    with pytest.raises(Diverged, match=r"serial diverged in epoch \d+ with step 1000; choose a"):
+        train(SparseLeastSquares(**SMALL), Settings(scheme="serial", workers=1, step=1000))
+
+
+def test_a_projection_is_no_atomic_addition():
+    with pytest.raises(ValueError, match="a projection onto the simplex is no addition"):
+        train(GraphCut(rows=4, columns=4), Settings(adds="atomic"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"scheme": "fastest"}, "there is no scheme fastest; there are serial, hogwild"),
+        ({"workers": 0}, "workers is 0; it must be at least 1"),
+        ({"epochs": 0}, "epochs is 0; it must be at least 1"),
+        ({"scheme": "serial", "workers": 2}, "serial with 2 workers; it has one"),
+        ({"step": -1.0}, "step is -1; it must be positive and finite"),
+        ({"decay": 1.5}, "decay is 1.5; it must be above 0 and at most 1"),
+        ({"delay": -1.0}, "delay is -1 seconds"),
+        ({"adds": "fast"}, "adds is 'fast'; it must be plain or atomic"),
+        ({"scheme": "averaging", "watch": True}, "averaging shares no x"),
+    ],
+)
+def test_settings_that_cannot_be(changed, said):
+    with pytest.raises(ValueError, match=said):
+        Settings(**changed)
+
+
+@pytest.mark.parametrize("scheme", LOCKS)
+def test_ctrl_c_ends_all_threads(scheme):
+    """In the middle of an epoch that would take a minute."""
+    script = textwrap.dedent(
+        f"""
+        import signal, sys
+        from offbeat.hogwild import *
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        problem = SparseSVM(rows=3000, nonzeros=5)
+        train(problem, Settings(scheme="{scheme}", epochs=1))
+        print("ready", flush=True)
+        try:
+            train(problem, Settings(scheme="{scheme}", delay=0.04))
+        except KeyboardInterrupt:
+            print("ended", flush=True)
+        """
+    )
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout.readline() == "ready\n"
+        timer = threading.Timer(1.0, child.send_signal, [signal.SIGINT])
+        timer.start()
+        rest, _ = child.communicate(timeout=30)
+        assert rest == "ended\n"
+        assert child.returncode == 0
+    finally:
+        child.kill()
