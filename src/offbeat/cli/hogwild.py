@@ -42,7 +42,7 @@ class Asked:
 
 
 def hogwild(options: Sequence[str]) -> int:
-    """Train sparse problems by threads that share one vector, as in the paper on Hogwild!"""
+    """Train sparse problems by threads that share one vector, and see where they collide."""
     parsed = _parsed(options)
     problems = [_problem(text) for text in parsed.problems]
     asked = list(_runs(problems, parsed))

@@ -27,11 +27,14 @@ COMMANDS = {
     "compare": ("compare", "Compare methods, each at its best learning rate; or saved runs."),
     "hogwild": (
         "hogwild",
-        "Train sparse problems by threads without locks, and see where they collide.",
+        "Train sparse problems by threads that share one vector, and see where they collide.",
     ),
     "sweep": ("sweep", "Simulate an experiment at every combination of some of its settings."),
     "replay": ("commands", "Replay a real run in the simulator, and compare the parameters."),
-    "report": ("report", "Write one HTML file that shows runs, comparisons or sweeps."),
+    "report": (
+        "report",
+        "Write one HTML file that shows runs, comparisons, sweeps, or results of hogwild.",
+    ),
     "export": ("export", "Write a run's trace for Perfetto, or as CSV tables."),
     "methods": ("methods", "List the methods, what each sends and guarantees; or explain some."),
     "topologies": ("topologies", "Show what topologies cost and how fast they mix; draw them."),

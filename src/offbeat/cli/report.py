@@ -12,7 +12,7 @@ from .parsers import command_parser
 
 
 def report(options: Sequence[str]) -> int:
-    """Write one HTML file that shows runs, comparisons, sweeps, or results of `offbeat hogwild`."""
+    """Write one HTML file that shows runs, comparisons, sweeps, or results of hogwild."""
     parser = command_parser("report", report.__doc__)
     parser.add_argument(
         "directories",
