@@ -308,15 +308,14 @@ class Coordinator:
 
     def _present(self, nodes: Iterable[int]) -> Checkpoint:
         """Where the run stands, with the nodes of these ranks."""
-        tickets = self.placement.tickets
-        assert tickets is not None
         statuses = [seat.status for seat in self.roster.live() if seat.status is not None]
         samples, steps, sent = self.evaluations.counts(statuses)
         return Checkpoint(
             experiment=to_config(self.experiment),
             samples=samples,
             seconds=self.seconds,
-            tickets=tickets.taken,
+            # Not those that were taken: some lie in store, or were for what nobody computed.
+            tickets=samples // self.world.problem.batch_size,
             steps=steps,
             bytes=sent,
             metrics=tuple(self.evaluations.metrics),
