@@ -148,6 +148,37 @@ def gathering(slots: int) -> Gathering:
     )
 
 
+@pytest.mark.parametrize("slots", [None, 3], ids=["alone", "with slots for the others"])
+def test_a_worker_that_joined_before_the_checkpoint_is_there_after_it(
+    slots: int | None, tmp_path: Path
+):
+    run_processes(experiment(AsyncSGD(), 3), tmp_path, checkpoint_every=60.0)
+    checkpoint, _ = latest_checkpoint(tmp_path)
+    assert 1 in checkpoint.nodes
+    joined = Fault(kind="join", rank=1, at=checkpoint.seconds / 2)
+    planned = experiment(AsyncSGD(), 3, samples=8000, faults=(joined,))
+    others = None if slots is None else gathering(slots)
+    run = run_processes(planned, tmp_path, gathering=others, resume=checkpoint)
+    assert run.error is None
+    assert not any("node 1 (worker) joined at" in note for note in run.notes)
+    assert (run.trace.gradients["node"] == 1).any()
+    assert_replays(run, tmp_path)
+
+
+def test_a_join_that_a_checkpoint_came_before_is_brought_about_after_it(tmp_path: Path):
+    late = experiment(AsyncSGD(), 3, faults=(Fault(kind="join", rank=1, at=600.0),))
+    run_processes(late, tmp_path, checkpoint_every=60.0)
+    checkpoint, _ = latest_checkpoint(tmp_path)
+    assert 1 not in checkpoint.nodes
+    # As when its process was still starting.
+    due = Fault(kind="join", rank=1, at=checkpoint.seconds / 2)
+    planned = experiment(AsyncSGD(), 3, samples=96_000, faults=(due,))
+    run = run_processes(planned, tmp_path, resume=checkpoint)
+    assert run.error is None
+    assert any("node 1 (worker) joined at" in note for note in run.notes)
+    assert_replays(run, tmp_path)
+
+
 def test_gradients_in_store_at_a_checkpoint_are_computed_after_it(tmp_path: Path):
     first = experiment(ADPSGD(), budget=Budget(seconds=0.5))
     run_processes(first, tmp_path, gathering=gathering(2), checkpoint_every=60.0)

@@ -17,7 +17,7 @@ from .assembly import START_TIMEOUT, assemble
 from .checkpoint import Checkpoint, save_checkpoint
 from .errors import RunError
 from .evaluations import Evaluations
-from .faults import Faults
+from .faults import Faults, still_to_come
 from .keeping import Keeper
 from .outcome import outcome
 from .placement import Gathering, Placement
@@ -121,8 +121,7 @@ class Coordinator:
             start=self._start,
             note=self.notes.append,
         )
-        since = -math.inf if resume is None else resume.seconds
-        plan = [fault for fault in experiment.cluster.faults if fault.at > since]
+        plan = still_to_come(experiment.cluster, resume)
         self.faults = Faults(plan, self.roster, self.placement, self.arrivals.join)
         self._began = 0
         if resume is not None:
