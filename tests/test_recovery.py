@@ -26,7 +26,9 @@ from offbeat.methods import (
     SyncSGD,
 )
 from offbeat.runtime.checkpoint import CheckpointError, latest_checkpoint
+from offbeat.runtime.placement import Gathering
 from offbeat.runtime.processes import run_processes
+from offbeat.runtime.tickets import LeasedTickets
 from test_processes import assert_replays, experiment, nothing_left_behind
 
 __all__ = ["nothing_left_behind"]
@@ -137,6 +139,76 @@ def test_a_killed_worker_comes_back_by_a_late_join(tmp_path: Path):
         (False, True),
     ]
     assert_replays(run, tmp_path)
+
+
+def gathering(slots: int) -> Gathering:
+    """Of this machine alone; as over several, its processes hold gradients in store."""
+    return Gathering(
+        listen="tcp:127.0.0.1:0", slots=slots, secret=b"0123456789abcdef", patience=20.0
+    )
+
+
+@pytest.mark.parametrize("slots", [None, 3], ids=["alone", "with slots for the others"])
+def test_a_worker_that_joined_before_the_checkpoint_is_there_after_it(
+    slots: int | None, tmp_path: Path
+):
+    run_processes(experiment(AsyncSGD(), 3), tmp_path, checkpoint_every=60.0)
+    checkpoint, _ = latest_checkpoint(tmp_path)
+    assert 1 in checkpoint.nodes
+    joined = Fault(kind="join", rank=1, at=checkpoint.seconds / 2)
+    planned = experiment(AsyncSGD(), 3, samples=8000, faults=(joined,))
+    others = None if slots is None else gathering(slots)
+    run = run_processes(planned, tmp_path, gathering=others, resume=checkpoint)
+    assert run.error is None
+    assert not any("node 1 (worker) joined at" in note for note in run.notes)
+    assert (run.trace.gradients["node"] == 1).any()
+    assert_replays(run, tmp_path)
+
+
+def test_a_join_that_a_checkpoint_came_before_is_brought_about_after_it(tmp_path: Path):
+    late = experiment(AsyncSGD(), 3, faults=(Fault(kind="join", rank=1, at=600.0),))
+    run_processes(late, tmp_path, checkpoint_every=60.0)
+    checkpoint, _ = latest_checkpoint(tmp_path)
+    assert 1 not in checkpoint.nodes
+    # As when its process was still starting.
+    due = Fault(kind="join", rank=1, at=checkpoint.seconds / 2)
+    planned = experiment(AsyncSGD(), 3, samples=96_000, faults=(due,))
+    run = run_processes(planned, tmp_path, resume=checkpoint)
+    assert run.error is None
+    assert any("node 1 (worker) joined at" in note for note in run.notes)
+    assert_replays(run, tmp_path)
+
+
+def test_gradients_in_store_at_a_checkpoint_are_computed_after_it(tmp_path: Path):
+    first = experiment(ADPSGD(), budget=Budget(seconds=0.5))
+    run_processes(first, tmp_path, gathering=gathering(2), checkpoint_every=60.0)
+    checkpoint, _ = latest_checkpoint(tmp_path)
+    assert checkpoint.tickets == checkpoint.samples // 16 > 0
+    further = experiment(ADPSGD(), samples=checkpoint.samples + 3200)
+    run = run_processes(further, tmp_path, gathering=gathering(2), resume=checkpoint)
+    assert run.error is None
+    assert run.metrics[-1].samples == checkpoint.samples + 3200
+
+
+def test_gradients_in_store_when_a_worker_joins_are_computed(tmp_path: Path):
+    join = Fault(kind="join", rank=1, at=0.3)
+    planned = experiment(AsyncSGD(), 3, samples=96_000, faults=(join,))
+    run = run_processes(planned, tmp_path, gathering=gathering(4))
+    assert run.error is None
+    assert any("node 1 (worker) joined at" in note for note in run.notes)
+    assert run.metrics[-1].samples == 96_000
+
+
+def test_gradients_refused_before_the_count_of_them_went_back_are_asked_for_again():
+    tickets = LeasedTickets(lambda count: asked.append(count), lambda: None)
+    asked: list[int] = []
+    tickets.granted(1, last=True)
+    assert tickets.take()
+    assert not tickets.take()
+    tickets.reset()
+    tickets.granted(1, last=False)
+    assert tickets.take()
+    assert asked
 
 
 def offbeat(*options: str) -> subprocess.Popen[str]:

@@ -183,6 +183,20 @@ def test_the_number_of_ranks_must_be_that_of_the_processes(tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
+def test_ranks_are_all_there_from_the_start(tmp_path: Path):
+    late = "[{kind: join, rank: 1, at: 0.5}]"
+    options = ["--method", "ADPSGD", *SMALL, "--cluster.faults", late, "--out", "run"]
+    code, _, errors = torchrun(*options, cwd=tmp_path, ranks=2)
+    assert code != 0
+    text = (
+        "offbeat: worker 1 begins absent by cluster.faults, and ranks are all there from the "
+        "start: leave its first join out, or start the run without ranks\n"
+    )
+    assert text in errors
+    assert "has a place already" not in errors
+    assert not (tmp_path / "run").exists()
+
+
 def test_machines_with_other_experiments_are_refused_by_name(port: int, tmp_path: Path):
     join = ["--method", "AllReduceSGD", *SMALL, "--join", f"127.0.0.1:{port}", "--patience", "90"]
     coordinator = started(*join, "--out", "a", cwd=tmp_path)

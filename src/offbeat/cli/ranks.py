@@ -16,6 +16,12 @@ from .output import write_line
 
 def ranked(patience: float, experiment: Experiment, keeping: Keeping) -> Execute:
     """Rank 0 coordinates; every rank starts the process of its own number."""
+    late = [r for r in range(experiment.cluster.workers) if experiment.cluster.begins_absent(r)]
+    if late:
+        raise UsageError(
+            f"worker {late[0]} begins absent by cluster.faults, and ranks are all there from the "
+            "start: leave its first join out, or start the run without ranks"
+        )
     needed = World(experiment).host_count()
     try:
         rank = torchrun.meet(patience)

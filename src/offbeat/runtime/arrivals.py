@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..method import Method
@@ -117,9 +117,8 @@ class Arrivals:
             self._note(f"all went back to where they were at {since:.2f} s")
             self._evaluations.go_back(checkpoint)
             self._keeper.forget()
-            assert self._placement.tickets is not None
-            self._placement.tickets.set(0 if checkpoint is None else checkpoint.tickets)
-            self._reassembly = Reassembly(self._roster, self._placement, self._start, states)
+            tickets = 0 if checkpoint is None else checkpoint.tickets
+            self._reassembly = self._reassemble(states, tickets)
         self._reassembly.add(again)
         self._placement.add(again)
 
@@ -157,8 +156,11 @@ class Arrivals:
         here = self._present(nodes)
         self._evaluations.count_from(here)
         self._keeper.forget()
-        self._reassembly = Reassembly(self._roster, self._placement, self._start, states)
+        self._reassembly = self._reassemble(states, here.tickets)
         for seat in seats:
             self._joining.remove(seat)
             self._reassembly.add(seat)
             self._note(f"{seat.names} (worker) joined at {here.seconds:.2f} s")
+
+    def _reassemble(self, states: Mapping[int, bytes], tickets: int) -> Reassembly:
+        return Reassembly(self._roster, self._placement, self._start, states, tickets)

@@ -50,7 +50,7 @@ class Checkpoint:
         experiment: its YAML form.
         samples: in gradients computed so far, by all workers; the directory's name.
         seconds: since the run began, pauses and resumptions left out.
-        tickets: gradients that the budget has allowed.
+        tickets: gradients of the budget that are used up: those computed so far, by all workers.
         steps: gradients applied so far, by all nodes.
         bytes: sent so far.
         metrics: the evaluations so far.

@@ -17,7 +17,7 @@ from .assembly import START_TIMEOUT, assemble
 from .checkpoint import Checkpoint, save_checkpoint
 from .errors import RunError
 from .evaluations import Evaluations
-from .faults import Faults
+from .faults import Faults, still_to_come
 from .keeping import Keeper
 from .outcome import outcome
 from .placement import Gathering, Placement
@@ -121,8 +121,7 @@ class Coordinator:
             start=self._start,
             note=self.notes.append,
         )
-        since = -math.inf if resume is None else resume.seconds
-        plan = [fault for fault in experiment.cluster.faults if fault.at > since]
+        plan = still_to_come(experiment.cluster, resume)
         self.faults = Faults(plan, self.roster, self.placement, self.arrivals.join)
         self._began = 0
         if resume is not None:
@@ -308,15 +307,14 @@ class Coordinator:
 
     def _present(self, nodes: Iterable[int]) -> Checkpoint:
         """Where the run stands, with the nodes of these ranks."""
-        tickets = self.placement.tickets
-        assert tickets is not None
         statuses = [seat.status for seat in self.roster.live() if seat.status is not None]
         samples, steps, sent = self.evaluations.counts(statuses)
         return Checkpoint(
             experiment=to_config(self.experiment),
             samples=samples,
             seconds=self.seconds,
-            tickets=tickets.taken,
+            # Not those that were taken: some lie in store, or were for what nobody computed.
+            tickets=samples // self.world.problem.batch_size,
             steps=steps,
             bytes=sent,
             metrics=tuple(self.evaluations.metrics),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from ..cluster import Fault
+from ..cluster import Cluster, Fault
+from ..cluster.faults import comings_and_goings
 from . import control
+from .checkpoint import Checkpoint
 from .placement import Placement
 from .roster import Roster
 
@@ -54,3 +56,18 @@ class Faults:
         else:
             self._roster.send(seat, control.Slow(factor=fault.factor))
             self._recoveries.append((fault.until, fault.rank))
+
+
+def still_to_come(cluster: Cluster, resume: Checkpoint | None) -> list[Fault]:
+    """The faults of the plan that a run has before it, from the beginning or from a checkpoint.
+
+    A join is, too, whose time had come but whose worker had not.
+    """
+    if resume is None:
+        return list(cluster.faults)
+    plan = [fault for fault in cluster.faults if fault.at > resume.seconds]
+    for rank in range(cluster.workers):
+        past = [f for f in comings_and_goings(cluster.faults, rank) if f.at <= resume.seconds]
+        if past and past[-1].kind == "join" and rank not in resume.nodes:
+            plan.append(past[-1])
+    return plan

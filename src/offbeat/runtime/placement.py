@@ -94,9 +94,12 @@ class Placement:
         self.line = Line(COORDINATOR, listen, self._secret, note, self._tls)
         self.spawner = Spawner()
         here = [seat for seat in seats if seat.gone is None]
-        elsewhere = [] if gathering is None else here[gathering.slots :]
+        # Who joins late is started here whatever the slots, and so it is when the run is resumed.
+        late = [s for s in here if any(map(experiment.cluster.begins_absent, s.ranks))]
+        on_time = [seat for seat in here if seat not in late]
+        elsewhere = [] if gathering is None else on_time[gathering.slots :]
         self.hosting = Hosting(experiment, elsewhere, journals, self.line.send, replaces=replaces)
-        self._first = here[: len(here) - len(elsewhere)]
+        self._first = [seat for seat in here if seat not in elsewhere]
         if experiment.method.shares_parameters:
             self._shared = MappedParameters(world.initial, experiment.cluster.workers)
 

@@ -34,6 +34,7 @@ class Reassembly:
     Args:
         start: lets all live members begin.
         states: of every node from which it goes on, by rank; a node without one begins anew.
+        tickets: that have been used up there.
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class Reassembly:
         placement: Placement,
         start: Callable[[], None],
         states: Mapping[int, bytes],
+        tickets: int,
     ) -> None:
         self.states = states
+        self._tickets = tickets
         self.newcomers: list[Seat] = []
         self._roster = roster
         self._placement = placement
@@ -87,6 +90,9 @@ class Reassembly:
 
     def _tell(self) -> None:
         self._told = True
+        # Only now: whoever is told gives up what it has in store, granted until this moment.
+        assert self._placement.tickets is not None
+        self._placement.tickets.set(self._tickets)
         for seat in self._roster.live():
             seat.restored = False
             self._placement.restore(seat, self._of(seat))

@@ -92,9 +92,11 @@ def seats_of(world: World, resume: Checkpoint | None) -> list[Seat]:
         for host in range(world.host_count())
     ]
     for seat in seats:
+        if resume is not None and set(seat.ranks) & set(resume.nodes):
+            continue  # It was there, from the beginning or since it joined.
         if any(begins_absent(rank) for rank in seat.ranks):
             seat.gone = TO_COME
-        elif resume is not None and not set(seat.ranks) & set(resume.nodes):
+        elif resume is not None:
             seat.gone = DEPARTED
     return seats
 

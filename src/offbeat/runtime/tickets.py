@@ -118,9 +118,10 @@ class LeasedTickets:
             self._changed.notify_all()
 
     def reset(self) -> None:
-        """Forget what is in store."""
+        """Forget what is in store, and that there will be no others: the count goes back."""
         with self._changed:
             self._held = self._asked_for = 0
+            self._last = False
 
     def end(self) -> None:
         """Nobody waits any more."""
