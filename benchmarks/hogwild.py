@@ -1,228 +1,252 @@
-"""Hogwild!, one process against two: ours, and PyTorch's own example.
+"""Sparse Hogwild! on threads: against scikit-learn's serial SGD, and its schemes with each other.
 
     python benchmarks/hogwild.py
+    python benchmarks/hogwild.py speed --rounds 9
     python benchmarks/hogwild.py --quick
 
-The network and settings of `mnist_hogwild` in pytorch/examples, on random images of MNIST's shape.
-The example's processes share the module by `share_memory()`, read and write it as they go, and
-have as many threads as PyTorch gives them by default, or one. The same loops with a module each
-show what the machine allows. All variants take turns, and each time train for some seconds; the
-figures are medians over the rounds.
+Part `speed`: a linear SVM on samples of the shape of RCV1 (47,236 features, 75 nonzeros a row), whose
+features are drawn alike or by Zipf's law, in an equal number of epochs with an equal, constant
+step: scikit-learn's SGDClassifier (Cython, one thread, float32), and ours with one and two threads;
+beside them the time that reading the samples once takes, and that of two threads that share
+nothing. Part `delays`: schemes on two threads, and on ten simulated workers, with a delay after
+each gradient, as in the paper's figure 5. Part `density`: speed-up against the number of features
+that samples of 20 nonzeros are drawn from. All contestants of a part take turns; the figures are
+medians over the rounds.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import functools
-import math
-import os
 import statistics
+import threading
 import time
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
-# Its tensors are shared with the processes that they are passed to.
-import torch.multiprocessing
-import torch.nn.functional as F
+import numpy as np
 from common import options
-from common.groups import forks
-from torch import Tensor, nn
+from scipy.sparse import csr_matrix
+from sklearn.linear_model import SGDClassifier
 
-import offbeat
-from offbeat.methods import Hogwild
-from offbeat.problems import Data, Problem, Split
+from offbeat.hogwild import Instance, Settings, SparseSVM, simulate, train
+from offbeat.hogwild.compiling import compiled
+from offbeat.hogwild.outcome import machine
+from offbeat.hogwild.training import go_through
 
-BATCH = 64
-RATE, MOMENTUM = 0.01, 0.5
-IMAGES = 12_000
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 10, kernel_size=5)
-        self.conv2 = nn.Conv2d(10, 20, kernel_size=5)
-        self.conv2_drop = nn.Dropout2d()
-        self.fc1 = nn.Linear(320, 50)
-        self.fc2 = nn.Linear(50, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logarithms of probabilities (b, 10) for images (b, 1, 28, 28)."""
-        x = F.relu(F.max_pool2d(self.conv1(images), 2))
-        x = F.relu(F.max_pool2d(self.conv2_drop(self.conv2(x)), 2))
-        x = F.relu(self.fc1(x.view(-1, 320)))
-        x = F.dropout(x, training=self.training)
-        return F.log_softmax(self.fc2(x), dim=1)
+STEP = 0.02
+SKEWS = {"drawn alike": 0.0, "by Zipf's law, exponent 0.75": 0.75}
+Figures = dict[str, Any]
 
 
-@functools.cache
-def random_images() -> Split:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(IMAGES, 1, 28, 28, generator=generator)
-    return Split(images, torch.randint(10, (IMAGES,), generator=generator))
+def medians(contestants: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """Of each, the median over rounds in which all take turns."""
+    found: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, measure in contestants.items():
+            found[name].append(measure())
+    return {name: statistics.median(values) for name, values in found.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
-class RandomImages(Problem):
-    batch_size: int = BATCH
-
-    def model(self) -> nn.Module:
-        return Net()
-
-    def data(self) -> Data:
-        few = random_images().take(torch.arange(BATCH))
-        return Data(train=random_images(), validation=few, test=few)
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.nll_loss(outputs, targets)
-
-    def evaluate(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        return {"loss": self.loss(outputs, targets).item()}
+@compiled
+def read_once(vertices: Any, values: Any, shrinkage: Any) -> float:
+    total = 0.0
+    for k in range(len(vertices)):
+        total += vertices[k] + values[k] + shrinkage[k]
+    return total
 
 
-@dataclass(frozen=True, kw_only=True)
-class Turn:
-    """How long each variant trains at a time, in seconds.
-
-    Args:
-        warmup: before the clock starts.
-        counted: from then on.
-    """
-
-    warmup: float = 0.5
-    counted: float
-
-
-def ours(processes: int, turn: Turn) -> float:
-    """Samples per second of `offbeat.run`."""
-    run = offbeat.run(
-        Hogwild(),
-        RandomImages(),
-        cluster=offbeat.Cluster(workers=processes),
-        optimizer=functools.partial(torch.optim.SGD, lr=RATE, momentum=MOMENTUM),
-        budget=offbeat.Budget(seconds=turn.warmup + turn.counted),
-        evaluate_every=1_000_000_000,
-    )
-    assert run.error is None, run.error
-    after = run.trace.gradients["end_ns"] / 1e9 - turn.warmup
-    return float(((after >= 0) & (after < turn.counted)).sum()) * BATCH / turn.counted
+def speed(rounds: int, rows: int, epochs: int) -> Figures:
+    """Nanoseconds for each nonzero and epoch."""
+    figures: Figures = {}
+    for name, skew in SKEWS.items():
+        # The penalty of SGDClassifier's default: alpha / 2 |x|^2 with alpha = 1e-4.
+        problem = SparseSVM(rows=rows, skew=skew, l2=rows * 0.5e-4)
+        figures[name] = _speed(problem, rounds, epochs)
+        measured = figures[name]
+        sparsity = problem.instance().sparsity
+        print(f"\nfeatures {name}: {rows:,} rows, {sparsity}; ns per nonzero and epoch\n")
+        print("| | ns | objective |\n|---|---|---|")
+        for contestant, ns in measured["ns"].items():
+            objective = measured["objective"].get(contestant)
+            print(
+                f"| {contestant} | {ns:.2f} | {'' if objective is None else f'{objective:.4f}'} |"
+            )
+        ns = measured["ns"]
+        one, two = ns["1 thread"], ns["2 threads"]
+        print(
+            f"\n1 thread takes {one / ns['SGDClassifier']:.2f} of SGDClassifier's time; 2 threads "
+            f"are {one / two:.2f} times as fast as 1, and two that share nothing "
+            f"{2 * one / ns['2 threads that share nothing']:.2f} times"
+        )
+    return figures
 
 
-@dataclass(frozen=True, kw_only=True)
-class Loops:
-    """The example's training loop, in processes.
+def _speed(problem: SparseSVM, rounds: int, epochs: int) -> Figures:
+    instance = problem.instance()
+    costs: Any = instance.costs
+    nonzeros = len(costs.vertices)
+    ours: dict[str, float] = {}
+    shape = (instance.edges, instance.vertices)
+    samples = csr_matrix((costs.values, costs.vertices, costs.offsets), shape=shape)
 
-    Args:
-        threads: of each process; PyTorch's choice if None.
-        shared: whether they train one module or have one each.
-    """
+    def sklearn() -> float:
+        rival = SGDClassifier(
+            alpha=1e-4,
+            fit_intercept=False,
+            learning_rate="constant",
+            eta0=STEP,
+            max_iter=epochs,
+            tol=None,
+            random_state=0,
+        )
+        begun = time.perf_counter()
+        rival.fit(samples, costs.labels)
+        taken = time.perf_counter() - begun
+        ours["SGDClassifier"] = instance.objective(rival.coef_[0].astype(np.float32))
+        return taken / epochs / nonzeros * 1e9
 
-    threads: int | None
-    shared: bool = True
+    def threads(count: int) -> float:
+        settings = Settings(
+            scheme="serial" if count == 1 else "hogwild",
+            workers=count,
+            epochs=epochs,
+            step=STEP,
+            decay=1.0,
+        )
+        outcome = train(problem, settings)
+        ours[_threads(count)] = outcome.objective
+        return outcome.seconds / epochs / nonzeros * 1e9
+
+    def apart() -> float:
+        order = np.random.default_rng(0).permutation(instance.edges)
+        return _apart(instance, order, epochs) / epochs / nonzeros * 1e9
+
+    def floor() -> float:
+        begun = time.perf_counter()
+        read_once(costs.vertices, costs.values, costs.shrinkage)
+        return (time.perf_counter() - begun) / nonzeros * 1e9
+
+    read_once(costs.vertices, costs.values, costs.shrinkage)
+    contestants = {
+        "SGDClassifier": sklearn,
+        _threads(1): lambda: threads(1),
+        _threads(2): lambda: threads(2),
+        "2 threads that share nothing": apart,
+        "reading the samples": floor,
+    }
+    return {"ns": medians(contestants, rounds), "objective": ours}
 
 
-def train(loops: Loops, model: nn.Module, rank: int, orders: Any) -> None:
-    """One process: when told to, it trains for some seconds, and says how much."""
-    if loops.threads is not None:
-        torch.set_num_threads(loops.threads)
-    if not loops.shared:
-        model = copy.deepcopy(model)
-    torch.manual_seed(1 + rank)
-    model.train()
-    train = random_images()
-    optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM)
-
-    def step() -> None:
-        # The example's loader takes samples one by one; this is what it does at best.
-        batch = torch.randint(IMAGES, (BATCH,))
-        optimizer.zero_grad()
-        loss = F.nll_loss(model(train.inputs[batch]), train.targets[batch])
-        loss.backward()
-        optimizer.step()
-
-    orders.send("ready")
-    while (order := orders.recv()) is not None:
-        begin, end = order
-        while time.monotonic() < begin:
-            step()
-        steps = 0
-        while time.monotonic() < end:
-            step()
-            steps += 1
-        orders.send(steps)
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count != 1)}"
 
 
-@contextlib.contextmanager
-def example(loops: Loops, processes: int) -> Generator[Callable[[Turn], float]]:
-    """Samples per second of so many processes, asked for as often as one likes."""
-    context = forks()
-    model = Net()
-    model.share_memory()
-    ends: list[Any] = []
-    children: list[Any] = []
-    for rank in range(processes):
-        ours, theirs = context.Pipe()
-        child = context.Process(target=train, args=(loops, model, rank, theirs), daemon=True)
-        child.start()
-        theirs.close()
-        ends.append(ours)
-        children.append(child)
-    for end in ends:
-        assert end.recv() == "ready"
+def _apart(instance: Instance, order: Any, epochs: int) -> float:
+    """Seconds in which each of two threads takes all edges of `order` so often, with its own x."""
 
-    def measure(turn: Turn) -> float:
-        begin = time.monotonic() + turn.warmup
-        for end in ends:
-            end.send((begin, begin + turn.counted))
-        return sum(end.recv() for end in ends) * BATCH / turn.counted
+    def take() -> None:
+        x = instance.start.copy()
+        for _ in range(epochs):
+            go_through(instance, order, x, np.float32(STEP))
 
-    try:
-        yield measure
-    finally:
-        for end in ends:
-            end.send(None)
-        for child in children:
-            child.join()
+    both = [threading.Thread(target=take) for _ in range(2)]
+    begun = time.perf_counter()
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    return time.perf_counter() - begun
+
+
+SCHEMES = ("hogwild", "locked", "vector-lock", "round-robin")
+
+
+def delays(rounds: int, rows: int, given: Sequence[float]) -> Figures:
+    """Seconds of an epoch over those of one worker."""
+    problem = SparseSVM(rows=rows)
+    figures: Figures = {}
+    for simulated, workers in ((False, 2), (True, 10)):
+        kind = f"{workers} {'simulated workers' if simulated else 'threads'}"
+        print(f"\nspeed-up of {kind}, {rows:,} samples of 75 of 47,236 features\n")
+        print("| delay | " + " | ".join(SCHEMES) + " |\n|---" + "|---" * len(SCHEMES) + "|")
+        figures[kind] = {}
+        for delay in given:
+
+            def seconds(scheme: Any, simulated: bool = simulated, delay: float = delay) -> float:
+                count = 1 if scheme == "serial" else workers
+                settings = Settings(scheme=scheme, workers=count, epochs=2, delay=delay)
+                return (simulate if simulated else train)(problem, settings).seconds
+
+            contestants = {
+                scheme: (lambda scheme=scheme: seconds(scheme)) for scheme in ("serial", *SCHEMES)
+            }
+            taken = medians(contestants, 1 if simulated else rounds)
+            ratios = {scheme: taken["serial"] / taken[scheme] for scheme in SCHEMES}
+            figures[kind][f"{delay:g}"] = ratios
+            cells = " | ".join(f"{ratio:.2f}" for ratio in ratios.values())
+            print(f"| {delay * 1e6:g} us | {cells} |")
+    return figures
+
+
+def density(rounds: int, rows: int, given: Sequence[int]) -> Figures:
+    """Speed-ups."""
+    print(f"\nspeed-up against density: {rows:,} samples of 20 nonzeros\n")
+    print("| features | Delta | rho | 2 threads | 10 simulated | collided | lost |")
+    print("|---|---|---|---|---|---|---|")
+    figures: Figures = {}
+    for features in given:
+        problem = SparseSVM(rows=rows, features=features, nonzeros=20)
+        alone, both = Settings(scheme="serial", workers=1, epochs=5), Settings(epochs=5)
+        taken = medians(
+            {
+                "serial": lambda problem=problem: train(problem, alone).seconds,
+                "hogwild": lambda problem=problem: train(problem, both).seconds,
+            },
+            rounds,
+        )
+        ten = simulate(problem, Settings(workers=10, epochs=2))
+        one = simulate(problem, Settings(scheme="serial", workers=1, epochs=2))
+        sparsity, met = problem.instance().sparsity, ten.collisions
+        assert met is not None
+        found = {
+            "2 threads": taken["serial"] / taken["hogwild"],
+            "10 simulated": one.seconds / ten.seconds,
+            "collided": met.collision_rate,
+            "lost": met.loss_rate,
+        }
+        figures[str(features)] = found
+        print(
+            f"| {features:,} | {sparsity.delta:.3g} | {sparsity.rho:.3g} "
+            f"| {found['2 threads']:.2f} | {found['10 simulated']:.2f} "
+            f"| {found['collided']:.2%} | {found['lost']:.3%} |"
+        )
+    return figures
+
+
+PARTS = ("speed", "delays", "density")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = options.parser(__doc__)
-    parser.add_argument(
-        "--rounds", type=options.rounds, help="turns of each variant (7; 1 if quick)"
-    )
-    parser.add_argument("--seconds", type=float, default=3.0, help="that count of a turn (3)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; or all")
+    parser.add_argument("--rounds", type=options.rounds, help="turns of each (7; 1 if quick)")
     asked = parser.parse_args(arguments)
+    for part in asked.parts:
+        if part not in PARTS:
+            parser.error(f"there is no part {part}; there are {', '.join(PARTS)}")
     rounds = asked.rounds or (1 if asked.quick else 7)
-    turn = Turn(warmup=0.1, counted=0.3) if asked.quick else Turn(counted=asked.seconds)
-    with contextlib.ExitStack() as stack:
-        rivals = {
-            "example, default threads": Loops(threads=None),
-            "example, 1 thread": Loops(threads=1),
-            "nothing shared, 1 thread": Loops(threads=1, shared=False),
-        }
-        variants: dict[tuple[str, int], Callable[[Turn], float]] = {
-            ("offbeat, 1 thread", n): functools.partial(ours, n) for n in (1, 2)
-        }
-        for name, loops in rivals.items():
-            for n in (1, 2):
-                variants[name, n] = stack.enter_context(example(loops, n))
-        figures: dict[tuple[str, int], list[float]] = {variant: [] for variant in variants}
-        for _ in range(rounds):
-            for variant, measure in variants.items():
-                figures[variant].append(measure(turn))
-    median = {variant: statistics.median(values) for variant, values in figures.items()}
-    print(f"samples per second, medians of {rounds} rounds, {os.cpu_count()} cores\n")
-    print("| | 1 process | 2 processes | ratio |")
-    print("|---|---|---|---|")
-    for name in dict.fromkeys(name for name, _ in variants):
-        one, two = median[name, 1], median[name, 2]
-        # In so short a turn as a quick one there may be no step at all.
-        print(f"| {name} | {one:,.0f} | {two:,.0f} | {two / one if one else math.nan:.2f} |")
-    options.write({f"{name}, {n}": rates for (name, n), rates in figures.items()}, asked.out)
+    quick = asked.quick
+    print(f"medians of {rounds} rounds on {machine()}")
+    figures: Figures = {}
+    for part in asked.parts or PARTS:
+        if part == "speed":
+            figures[part] = speed(rounds, 500 if quick else 50_000, 1 if quick else 5)
+        elif part == "delays":
+            given = (0.0, 1e-6) if quick else (0.0, 1e-6, 1e-5, 1e-4, 1e-3)
+            figures[part] = delays(rounds, 100 if quick else 2000, given)
+        else:
+            given = (2000, 100) if quick else (100_000, 10_000, 1000, 100)
+            figures[part] = density(rounds, 200 if quick else 10_000, given)
+    options.write(figures, asked.out)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from offbeat.hogwild import (
     train,
 )
 from offbeat.hogwild.costs import SQUARED
+from offbeat.hogwild.schemes import orders
 from offbeat.hogwild.simulated import interleaved
 
 SMALL = SparseSVM(rows=600, features=3000, nonzeros=20)
@@ -58,7 +59,7 @@ def test_one_worker_s_time_is_the_closed_form():
     settings = Settings(scheme="serial", workers=1, epochs=1, delay=1e-7)
     serial = simulate(SMALL, settings, times)
     sizes = SMALL.instance().sizes()
-    order = np.random.default_rng(0).permutation(600)
+    (order,) = orders(600, settings, np.random.default_rng(0))
     slower = np.exp(0.3 * np.random.default_rng([0, 1]).standard_normal(600))
     assert serial.seconds == pytest.approx(times.alone(sizes[order], slower, 1e-7), rel=1e-9)
     averaged = simulate(SMALL, dataclasses.replace(settings, scheme="averaging"), times)

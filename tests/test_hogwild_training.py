@@ -31,7 +31,7 @@ from offbeat.hogwild import (
 from offbeat.hogwild.costs import HINGE, LOGISTIC, SQUARED
 from offbeat.hogwild.hypergraph import Hypergraph
 from offbeat.hogwild.loops import Rules, work
-from offbeat.hogwild.schemes import deal
+from offbeat.hogwild.schemes import dealt, orders
 from offbeat.hogwild.training import go_through, no_watch, shared_by_threads
 
 SMALL = {"rows": 5000, "features": 5000, "nonzeros": 30}
@@ -126,14 +126,14 @@ def test_gates_are_learned_by_a_network(labels):
 def run_epoch(instance: Instance, x, settings: Settings, *, step: float, seed: int) -> None:
     """One epoch by threads, as `train` makes it."""
     shared = shared_by_threads(instance.vertices)
-    shares = deal(instance.edges, settings, np.random.default_rng(seed))
-    rules, watch = Rules(*settings.rules), no_watch(settings.workers)
+    (order,) = orders(instance.edges, settings, np.random.default_rng(seed))
+    rules = Rules(*settings.rules, most=instance.most, chunk=3)
+    watch, gamma = no_watch(settings.workers), x.dtype.type(step)
     threads = [
         threading.Thread(
-            target=work,
-            args=(instance.costs, share, x, x.dtype.type(step), rules, shared, watch, k),
+            target=work, args=(instance.costs, order, x, gamma, rules, shared, watch, k)
         )
-        for k, share in enumerate(shares)
+        for k in range(settings.workers)
     ]
     for thread in threads:
         thread.start()
@@ -163,18 +163,41 @@ def test_the_step_is_the_same_within_an_epoch_and_smaller_in_the_next():
     instance, rng = problem.instance(), np.random.default_rng(0)
     x = instance.start.copy()
     for step in (0.2, 0.1, 0.05):
-        go_through(instance, rng.permutation(300), x, np.float32(step))
+        (order,) = orders(300, outcome.settings, rng)
+        go_through(instance, order, x, np.float32(step))
     assert np.array_equal(outcome.x, x)
 
 
-def test_each_edge_is_dealt_once_an_epoch():
-    settings = Settings(workers=3)
-    shares = deal(100, settings, np.random.default_rng(0))
-    assert sorted(np.concatenate(shares).tolist()) == list(range(100))
-    assert [len(share) for share in shares] == [34, 33, 33]
-    own = deal(100, Settings(scheme="averaging", workers=3), np.random.default_rng(0))
-    assert all(sorted(share.tolist()) == list(range(100)) for share in own)
-    assert own[0].tolist() != own[1].tolist()
+@pytest.mark.parametrize("scheme", SCHEMES[1:])
+def test_each_edge_is_taken_once_an_epoch(scheme):
+    """Of edges that touch a coordinate of their own each, whose update depends on its x."""
+    own = Hypergraph(offsets=np.arange(101), vertices=np.arange(100, dtype=np.int32), count=100)
+    samples = Samples(hypergraph=own, values=np.ones(100), labels=np.ones(100))
+    instance = linear_instance(samples, loss=SQUARED, precision=np.float64)
+    for workers in (1, 2, 3, 7):
+        if scheme == "averaging":
+            drawn = orders(100, Settings(scheme=scheme, workers=workers), np.random.default_rng(0))
+            assert [sorted(order.tolist()) for order in drawn] == [list(range(100))] * workers
+            assert len({tuple(order) for order in drawn}) == workers
+        else:
+            x = instance.start.copy()
+            run_epoch(instance, x, Settings(scheme=scheme, workers=workers), step=0.1, seed=0)
+            assert x.tolist() == [0.1] * 100
+
+
+@pytest.mark.parametrize("block", [1, 4, 7])
+def test_blocks_stay_together(block):
+    settings = Settings(block=block, workers=3)
+    (order,) = orders(30, settings, np.random.default_rng(0))
+    assert sorted(order.tolist()) == list(range(30))
+    assert order.tolist() != list(range(30))
+    shares = dealt([order], settings)
+    assert sorted(np.concatenate(shares).tolist()) == list(range(30))
+    if block < 7:
+        owners = {edge // block: k for k, share in enumerate(shares) for edge in share}
+        assert all(owners[edge // block] == k for k, share in enumerate(shares) for edge in share)
+    in_turn = dealt([order], Settings(scheme="round-robin", block=block, workers=3))
+    assert [share.tolist() for share in in_turn] == [order[k::3].tolist() for k in range(3)]
 
 
 def test_averaging_is_the_mean_of_runs_apart():
@@ -182,7 +205,7 @@ def test_averaging_is_the_mean_of_runs_apart():
     outcome = train(problem, Settings(scheme="averaging", workers=2, epochs=1))
     instance, rng = problem.instance(), np.random.default_rng(0)
     ends = []
-    for order in deal(300, outcome.settings, rng):
+    for order in orders(300, outcome.settings, rng):
         x = instance.start.copy()
         go_through(instance, order, x, np.float32(problem.step))
         ends.append(x)
@@ -222,9 +245,10 @@ def test_threads_update_in_turn():
     values = 1e-100 * np.random.default_rng(0).standard_exponential(16 * 2000)
     samples = Samples(hypergraph=graph, values=values, labels=np.ones(2000))
     instance = linear_instance(samples, loss=HINGE, precision=np.float64)
-    order = np.random.default_rng(5).permutation(2000)
+    settings = Settings(scheme="round-robin", workers=3)
+    (order,) = orders(2000, settings, np.random.default_rng(5))
     x, alone, reverse = (instance.start.copy() for _ in range(3))
-    run_epoch(instance, x, Settings(scheme="round-robin", workers=3), step=1e100, seed=5)
+    run_epoch(instance, x, settings, step=1e100, seed=5)
     go_through(instance, order, alone, 1e100)
     go_through(instance, order[::-1].copy(), reverse, 1e100)
     assert np.array_equal(x, alone)
@@ -287,6 +311,7 @@ def test_a_projection_is_no_atomic_addition():
         ({"scheme": "fastest"}, "there is no scheme fastest; there are serial, hogwild"),
         ({"workers": 0}, "workers is 0; it must be at least 1"),
         ({"epochs": 0}, "epochs is 0; it must be at least 1"),
+        ({"block": 0}, "block is 0; it must be at least 1"),
         ({"scheme": "serial", "workers": 2}, "serial with 2 workers; it has one"),
         ({"step": -1.0}, "step is -1; it must be positive and finite"),
         ({"decay": 1.5}, "decay is 1.5; it must be above 0 and at most 1"),

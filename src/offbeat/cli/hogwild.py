@@ -109,6 +109,12 @@ def _parsed(options: Sequence[str]) -> Any:
         default=[0.0],
         help="seconds of waiting after every gradient; several are compared",
     )
+    add(
+        "--block",
+        type=int,
+        default=8,
+        help="edges side by side that stay together in an epoch's random order; 1 for none",
+    )
     add("--seed", type=int, default=0, help="of the orders in which edges are taken")
     add(
         "--watch",
@@ -157,6 +163,7 @@ def _runs(problems: Sequence[SparseProblem], parsed: Any) -> Iterator[Asked]:
                 decay=parsed.decay,
                 adds=parsed.adds,
                 delay=delay,
+                block=parsed.block,
                 seed=parsed.seed,
                 watch=parsed.watch and not simulated,
             )

@@ -175,14 +175,12 @@ def _fetch(costs: Any, edge: Any, x: Any) -> Any:
 
 @overload(update, strict=False)
 def _update(costs: Any, x: Any, first: Any, change: Any, at: Any, step: Any) -> Any:
-    if _of(costs) is CutCosts:
-        return _projected_update
-
-    def plain(costs: Any, x: Any, first: Any, change: Any, at: Any, step: Any) -> None:
-        for k in range(width(costs)):
-            x[first + k] -= step * change[at + k]
-
-    return plain
+    return {
+        LinearCosts: _update_one,
+        FactorCosts: _update_block,
+        CutCosts: _projected_update,
+        PerceptronCosts: _update_one,
+    }[_of(costs)]
 
 
 @overload(update_atomically, strict=False)
@@ -284,6 +282,15 @@ def _cut_value(costs: Any, edge: Any, seen: Any) -> Any:
     return costs.weights[edge] * distance
 
 
+def _update_one(costs: Any, x: Any, first: Any, change: Any, at: Any, step: Any) -> None:
+    x[first] -= step * change[at]
+
+
+def _update_block(costs: Any, x: Any, first: Any, change: Any, at: Any, step: Any) -> None:
+    for k in range(width(costs)):
+        x[first + k] -= step * change[at + k]
+
+
 def _projected_update(costs: Any, x: Any, first: Any, change: Any, at: Any, step: Any) -> None:
     moved = np.empty(costs.ways, x.dtype)
     for k in range(costs.ways):
@@ -360,6 +367,11 @@ def forward(costs: Any, edge: Any, seen: Any) -> Any:
 def look(costs: Any, edge: int, x: Any, seen: Any) -> None:
     """Read the coordinates of the edge's vertices into `seen`."""
     wide, vertices = width(costs), costs.vertices[begin(costs, edge) : end(costs, edge)]
+    if wide == 1:
+        # Written out, or it takes half as long again: this and the update are most of the work.
+        for j in range(len(vertices)):
+            seen[j] = x[vertices[j]]
+        return
     for j in range(len(vertices)):
         for k in range(wide):
             seen[j * wide + k] = x[vertices[j] * wide + k]

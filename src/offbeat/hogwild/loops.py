@@ -43,12 +43,17 @@ class Rules(NamedTuple):
     """Whether coordinates are added to in one indivisible step, or read and then written."""
     delay_ns: int
     """Busy waiting after each gradient."""
+    most: int
+    """Coordinates of the edge that touches most."""
+    chunk: int
+    """Edges that a thread takes at a time."""
 
 
 class Shared(NamedTuple):
     """What the threads share beside x."""
 
     locks: NDArray[np.int32]  # (vertices,) 1 where held; the first is also that of all of x
+    taken: NDArray[np.int64]  # (1,) edges that threads have taken in this epoch
     turn: NDArray[np.int64]  # (1,) updates made so far in this epoch
     stop: NDArray[np.int64]  # (1,) not 0 once the threads have to end
 
@@ -74,20 +79,21 @@ class Watch(NamedTuple):
 def work(
     costs: Any, order: Any, x: Any, step: Any, rules: Any, shared: Any, watch: Any, thread: int
 ) -> None:
-    """Go through the edges of `order`, as thread number `thread` of those that share x."""
-    most = 0
-    for edge in order:
-        most = max(most, (end(costs, edge) - begin(costs, edge)) * width(costs))
-    seen, change = np.empty(most, x.dtype), np.empty(most, x.dtype)
-    stamps = np.empty(most if watch.on else 0, np.int64)
-    threads = len(watch.finished)
-    for j in range(len(order)):
-        if atomic_load(shared.stop, 0) != 0:
+    """Go through edges of `order`, as thread number `thread` of those that share it and x."""
+    seen, change = np.empty(rules.most, x.dtype), np.empty(rules.most, x.dtype)
+    stamps = np.empty(rules.most if watch.on else 0, np.int64)
+    in_turn, threads = rules.locked == TURNS, len(watch.finished)
+    j, until = (thread, len(order)) if in_turn else (0, 0)
+    while True:
+        if j >= until and not in_turn:
+            # Whoever is slowed down takes fewer.
+            j = atomic_add(shared.taken, 0, rules.chunk)
+            until = min(j + rules.chunk, len(order))
+        if j >= until or atomic_load(shared.stop, 0) != 0:
             return
-        edge = order[j]
+        edge, before = order[j], 0
         if j + AHEAD < len(order):
             fetch(costs, order[j + AHEAD], x)
-        before = 0
         if watch.on:
             before = total(watch.finished)
             for k in range(begin(costs, edge), end(costs, edge)):
@@ -96,28 +102,42 @@ def work(
         gradient(costs, edge, seen, change)
         if rules.delay_ns > 0:
             wait(rules.delay_ns)
-        enter(costs, edge, rules, shared, thread + j * threads)
+        # A call with arrays counts references to them: that is done only where it is needed.
+        if rules.locked != NOTHING:
+            enter(costs, edge, rules, shared, j)
         if watch.on:
             others = total(watch.finished) - before
             watch.lag[thread, 0] += others
             watch.lag[thread, 1] = max(watch.lag[thread, 1], others)
             watched_write(costs, edge, x, change, step, rules, watch, stamps, thread)
             watch.finished[thread, 0] += 1
+        elif rules.atomic:
+            write_atomically(costs, edge, x, change, step)
         else:
-            write(costs, edge, x, change, step, rules)
-        leave(costs, edge, rules, shared, thread + j * threads)
+            write(costs, edge, x, change, step)
+        if rules.locked != NOTHING:
+            leave(costs, edge, rules, shared, j)
+        j += threads if in_turn else 1
 
 
 @compiled
-def write(costs: Any, edge: int, x: Any, change: Any, step: Any, rules: Any) -> None:
+def write(costs: Any, edge: int, x: Any, change: Any, step: Any) -> None:
     """x_v <- x_v - step * change_v for all v in e."""
     wide, vertices = width(costs), costs.vertices[begin(costs, edge) : end(costs, edge)]
-    if rules.atomic:
+    if wide == 1:
         for j in range(len(vertices)):
-            update_atomically(costs, x, vertices[j] * wide, change, j * wide, step)
+            update(costs, x, vertices[j], change, j, step)
     else:
         for j in range(len(vertices)):
             update(costs, x, vertices[j] * wide, change, j * wide, step)
+
+
+@compiled
+def write_atomically(costs: Any, edge: int, x: Any, change: Any, step: Any) -> None:
+    """The same, each coordinate in one indivisible step."""
+    wide, vertices = width(costs), costs.vertices[begin(costs, edge) : end(costs, edge)]
+    for j in range(len(vertices)):
+        update_atomically(costs, x, vertices[j] * wide, change, j * wide, step)
 
 
 @compiled

@@ -57,6 +57,11 @@ class Instance:
             return np.full(self.edges, self.vertices)
         return np.diff(self.hypergraph.offsets)
 
+    @functools.cached_property
+    def most(self) -> int:
+        """Coordinates of the edge that touches most."""
+        return int(self.sizes().max()) * self.width
+
     @property
     def width(self) -> int:
         """Coordinates of a vertex."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .interleaving import Counts, Memory, Times, Workers, interleave
 from .outcome import Collisions, Outcome
 from .problem import Instance, SparseProblem
-from .schemes import Settings, deal
+from .schemes import Settings, dealt, orders
 from .training import Report, Training, go_through
 
 
@@ -88,7 +88,7 @@ def simulate(
     jitter = np.random.default_rng([settings.seed, 1])
 
     def epoch(step: Any, rng: np.random.Generator) -> float:
-        shares = deal(instance.edges, settings, rng)
+        shares = dealt(orders(instance.edges, settings, rng), settings)
         slower = np.exp(times.jitter * jitter.standard_normal(sum(map(len, shares))))
         if settings.scheme == "averaging":
             return _apart(training, step, shares, slower, times)
@@ -187,8 +187,7 @@ def _workers(
 ) -> Workers:
     count = len(shares)
     starts = np.concatenate([[0], np.cumsum([len(share) for share in shares])]).astype(np.int64)
-    vertices = int(instance.sizes().max())
-    kind = instance.start.dtype
+    vertices, kind = instance.most // instance.width, instance.start.dtype
 
     def zeros() -> NDArray[np.int64]:
         return np.zeros(count, np.int64)
@@ -200,8 +199,8 @@ def _workers(
         place=starts[:-1].copy(),
         doing=zeros(),
         vertex=zeros(),
-        seen=np.empty((count, vertices * instance.width), kind),
-        change=np.empty((count, vertices * instance.width), kind),
+        seen=np.empty((count, instance.most), kind),
+        change=np.empty((count, instance.most), kind),
         stamps=np.empty((count, vertices), np.int64),
         register=np.empty((count, instance.width), kind),
         kept=zeros(),

@@ -8,17 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from .loops import Rules, Watch, work
+from .loops import Rules, Shared, Watch, work
 from .outcome import Collisions, Outcome, cores_here, machine
 from .problem import Instance, SparseProblem
-from .schemes import Settings, deal
-from .training import Report, Training, no_watch, shared_by_threads
+from .schemes import Settings, orders
+from .training import Report, Training, go_through, no_watch, shared_by_threads
+
+MOST_BLOCKS = 8
+"""Blocks that a thread takes at a time, where there are many."""
+LEAST_TURNS = 64
+"""How often each thread takes edges in an epoch, so that all end at about the same time."""
 
 
 def train(problem: SparseProblem, settings: Settings, report: Report | None = None) -> Outcome:
     """Train a problem on threads of this machine.
 
-    Seconds are those of dealing the edges, and of all threads' going through theirs.
+    Seconds are those of drawing the order, and of the threads' going through the edges.
 
     Args:
         problem: what to train.
@@ -30,21 +35,31 @@ def train(problem: SparseProblem, settings: Settings, report: Report | None = No
         Diverged: x is not finite any more.
     """
     training = Training(problem, settings)
-    instance, x = training.instance, training.x
-    shared = shared_by_threads(instance.vertices)
-    watch = _watch(instance, settings) if settings.watch else no_watch(settings.workers)
-    rules = Rules(*settings.rules)
+    instance, workers = training.instance, settings.workers
+    watch = _watch(instance, settings) if settings.watch else no_watch(workers)
+    turns = instance.edges // (workers * LEAST_TURNS * settings.block)
+    chunk = settings.block * min(MOST_BLOCKS, max(1, turns))
+    rules = Rules(*settings.rules, most=instance.most, chunk=chunk)
+    stop = np.zeros(1, np.int64)
 
-    def take(share: Any, thread: int, step: Any) -> None:
-        own = x[thread % len(x)]
-        work(instance.costs, share, own, step, rules, shared, watch, thread)
+    def take(thread: int, x: Any, order: Any, shared: Shared, step: Any) -> None:
+        work(instance.costs, order, x, step, rules, shared, watch, thread)
 
     def epoch(step: Any, rng: np.random.Generator) -> float:
         begun = time.perf_counter()
-        shared.turn[0] = 0
+        drawn = orders(instance.edges, settings, rng)
+        # Where there is an order for each thread they have nothing in common.
+        every = [shared_by_threads(instance.vertices)._replace(stop=stop) for _ in drawn]
         jobs = [
-            pool.submit(take, share, thread, step)
-            for thread, share in enumerate(deal(instance.edges, settings, rng))
+            pool.submit(
+                take,
+                thread,
+                training.x[thread % len(training.x)],
+                drawn[thread % len(drawn)],
+                every[thread % len(every)],
+                step,
+            )
+            for thread in range(workers)
         ]
         wait(jobs)
         taken = time.perf_counter() - begun
@@ -55,11 +70,11 @@ def train(problem: SparseProblem, settings: Settings, report: Report | None = No
     with ThreadPoolExecutor(settings.workers) as pool:
         try:
             # Compiles; there is nothing to do but that.
-            take(np.empty(0, np.int64), 0, x.dtype.type(0))
+            go_through(instance, np.empty(0, np.int64), training.x[0], training.x.dtype.type(0))
             training.run(epoch, report)
         except BaseException:
             # The pool waits for its threads.
-            shared.stop[0] = 1
+            stop[0] = 1
             raise
     return training.outcome(
         simulated=False,

@@ -121,6 +121,7 @@ def shared_by_threads(vertices: int) -> Shared:
     """No lock is held, and it is the first one's turn."""
     return Shared(
         locks=np.zeros(vertices, np.int32),
+        taken=np.zeros(1, np.int64),
         turn=np.zeros(1, np.int64),
         stop=np.zeros(1, np.int64),
     )
@@ -128,5 +129,5 @@ def shared_by_threads(vertices: int) -> Shared:
 
 def go_through(instance: Instance, order: NDArray[np.int64], x: NDArray[Any], step: Any) -> None:
     """Train x (d,) by one thread, this one, on the edges of `order`."""
-    rules = Rules(locked=NOTHING, atomic=False, delay_ns=0)
+    rules = Rules(locked=NOTHING, atomic=False, delay_ns=0, most=instance.most, chunk=len(order))
     work(instance.costs, order, x, step, rules, shared_by_threads(0), no_watch(1), 0)
