@@ -4,18 +4,20 @@
     python benchmarks/hogwild.py speed --rounds 9
     python benchmarks/hogwild.py --quick
 
-Part `speed`: a linear SVM on samples of the shape of RCV1 (47,236 features, 75 nonzeros a row), whose
-features are drawn alike or by Zipf's law, in an equal number of epochs with an equal, constant
-step: scikit-learn's SGDClassifier (Cython, one thread, float32), and ours with one and two threads;
-beside them the time that reading the samples once takes, and that of two threads that share
-nothing. Part `delays`: schemes on two threads, and on ten simulated workers, with a delay after
-each gradient, as in the paper's figure 5. Part `density`: speed-up against the number of features
-that samples of 20 nonzeros are drawn from. All contestants of a part take turns; the figures are
-medians over the rounds.
+Part `speed`: a linear SVM on samples of the shape of RCV1 (47,236 features, 75 nonzeros a row),
+whose features are drawn alike or by Zipf's law, in an equal number of epochs with an equal,
+constant step: scikit-learn's SGDClassifier (Cython, one thread, float32), and ours with one and two
+threads, with the samples in any order or in blocks of 8 in any order; beside them two threads that
+take half of the samples each and share nothing, and reading the samples once. Part `delays`:
+schemes on two threads, and on ten simulated workers, with a delay after each gradient, as in the
+paper's figure 5. Part `density`: speed-up against the number of features that samples of 20
+nonzeros are drawn from. All contestants of a part take turns; the figures are medians over the
+rounds.
 """
 
 from __future__ import annotations
 
+import functools
 import statistics
 import threading
 import time
@@ -27,12 +29,15 @@ from common import options
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import SGDClassifier
 
-from offbeat.hogwild import Instance, Settings, SparseSVM, simulate, train
+from offbeat.hogwild import Instance, Scheme, Settings, SparseSVM, simulate, train
 from offbeat.hogwild.compiling import compiled
 from offbeat.hogwild.outcome import machine
+from offbeat.hogwild.schemes import orders
 from offbeat.hogwild.training import go_through
 
 STEP = 0.02
+BLOCKS = (1, 8)
+RIVAL, APART = "SGDClassifier", "2 threads that share nothing"
 SKEWS = {"drawn alike": 0.0, "by Zipf's law, exponent 0.75": 0.75}
 Figures = dict[str, Any]
 
@@ -71,12 +76,14 @@ def speed(rounds: int, rows: int, epochs: int) -> Figures:
                 f"| {contestant} | {ns:.2f} | {'' if objective is None else f'{objective:.4f}'} |"
             )
         ns = measured["ns"]
-        one, two = ns["1 thread"], ns["2 threads"]
-        print(
-            f"\n1 thread takes {one / ns['SGDClassifier']:.2f} of SGDClassifier's time; 2 threads "
-            f"are {one / two:.2f} times as fast as 1, and two that share nothing "
-            f"{2 * one / ns['2 threads that share nothing']:.2f} times"
-        )
+        print()
+        for block in BLOCKS:
+            one, two = ns[_name(1, block)], ns[_name(2, block)]
+            print(
+                f"blocks of {block}: 1 thread takes {one / ns[RIVAL]:.2f} of SGDClassifier's time, "
+                f"2 take {two / ns[RIVAL]:.2f}; 2 are {one / two:.2f} times as fast as 1"
+            )
+        print(f"2 that share nothing are {ns[_name(1, 8)] / ns[APART]:.2f} times as fast as 1")
     return figures
 
 
@@ -101,24 +108,24 @@ def _speed(problem: SparseSVM, rounds: int, epochs: int) -> Figures:
         begun = time.perf_counter()
         rival.fit(samples, costs.labels)
         taken = time.perf_counter() - begun
-        ours["SGDClassifier"] = instance.objective(rival.coef_[0].astype(np.float32))
+        ours[RIVAL] = instance.objective(rival.coef_[0].astype(np.float32))
         return taken / epochs / nonzeros * 1e9
 
-    def threads(count: int) -> float:
+    def threads(count: int, block: int) -> float:
         settings = Settings(
             scheme="serial" if count == 1 else "hogwild",
             workers=count,
             epochs=epochs,
             step=STEP,
             decay=1.0,
+            block=block,
         )
         outcome = train(problem, settings)
-        ours[_threads(count)] = outcome.objective
+        ours[_name(count, block)] = outcome.objective
         return outcome.seconds / epochs / nonzeros * 1e9
 
     def apart() -> float:
-        order = np.random.default_rng(0).permutation(instance.edges)
-        return _apart(instance, order, epochs) / epochs / nonzeros * 1e9
+        return _apart(instance, epochs) / epochs / nonzeros * 1e9
 
     def floor() -> float:
         begun = time.perf_counter()
@@ -127,28 +134,34 @@ def _speed(problem: SparseSVM, rounds: int, epochs: int) -> Figures:
 
     read_once(costs.vertices, costs.values, costs.shrinkage)
     contestants = {
-        "SGDClassifier": sklearn,
-        _threads(1): lambda: threads(1),
-        _threads(2): lambda: threads(2),
-        "2 threads that share nothing": apart,
+        RIVAL: sklearn,
+        **{
+            _name(count, block): (lambda count=count, block=block: threads(count, block))
+            for block in BLOCKS
+            for count in (1, 2)
+        },
+        APART: apart,
         "reading the samples": floor,
     }
     return {"ns": medians(contestants, rounds), "objective": ours}
 
 
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' * (count != 1)}"
+def _name(count: int, block: int) -> str:
+    order = "any order" if block == 1 else f"blocks of {block}"
+    return f"{count} thread{'s' * (count != 1)}, {order}"
 
 
-def _apart(instance: Instance, order: Any, epochs: int) -> float:
-    """Seconds in which each of two threads takes all edges of `order` so often, with its own x."""
+def _apart(instance: Instance, epochs: int) -> float:
+    """Seconds in which two threads take half of the edges each, so often, with an x of its own."""
+    (order,) = orders(instance.edges, Settings(), np.random.default_rng(0))
 
-    def take() -> None:
+    def take(share: Any) -> None:
         x = instance.start.copy()
         for _ in range(epochs):
-            go_through(instance, order, x, np.float32(STEP))
+            go_through(instance, share, x, np.float32(STEP))
 
-    both = [threading.Thread(target=take) for _ in range(2)]
+    halves = np.array_split(order, 2)
+    both = [threading.Thread(target=take, args=(half,)) for half in halves]
     begun = time.perf_counter()
     for thread in both:
         thread.start()
@@ -157,7 +170,11 @@ def _apart(instance: Instance, order: Any, epochs: int) -> float:
     return time.perf_counter() - begun
 
 
-SCHEMES = ("hogwild", "locked", "vector-lock", "round-robin")
+def _seconds(run: Callable[..., Any], problem: SparseSVM, settings: Settings) -> float:
+    return run(problem, settings).seconds
+
+
+SCHEMES: tuple[Scheme, ...] = ("hogwild", "locked", "vector-lock", "round-robin")
 
 
 def delays(rounds: int, rows: int, given: Sequence[float]) -> Figures:
@@ -170,14 +187,19 @@ def delays(rounds: int, rows: int, given: Sequence[float]) -> Figures:
         print("| delay | " + " | ".join(SCHEMES) + " |\n|---" + "|---" * len(SCHEMES) + "|")
         figures[kind] = {}
         for delay in given:
-
-            def seconds(scheme: Any, simulated: bool = simulated, delay: float = delay) -> float:
-                count = 1 if scheme == "serial" else workers
-                settings = Settings(scheme=scheme, workers=count, epochs=2, delay=delay)
-                return (simulate if simulated else train)(problem, settings).seconds
-
             contestants = {
-                scheme: (lambda scheme=scheme: seconds(scheme)) for scheme in ("serial", *SCHEMES)
+                scheme: functools.partial(
+                    _seconds,
+                    simulate if simulated else train,
+                    problem,
+                    Settings(
+                        scheme=scheme,
+                        workers=1 if scheme == "serial" else workers,
+                        epochs=2,
+                        delay=delay,
+                    ),
+                )
+                for scheme in ("serial", *SCHEMES)
             }
             taken = medians(contestants, 1 if simulated else rounds)
             ratios = {scheme: taken["serial"] / taken[scheme] for scheme in SCHEMES}
@@ -198,8 +220,8 @@ def density(rounds: int, rows: int, given: Sequence[int]) -> Figures:
         alone, both = Settings(scheme="serial", workers=1, epochs=5), Settings(epochs=5)
         taken = medians(
             {
-                "serial": lambda problem=problem: train(problem, alone).seconds,
-                "hogwild": lambda problem=problem: train(problem, both).seconds,
+                "serial": functools.partial(_seconds, train, problem, alone),
+                "hogwild": functools.partial(_seconds, train, problem, both),
             },
             rounds,
         )

@@ -93,6 +93,8 @@ def test_real_runs_quickly(
         ("straggler", ["--out", "no/such.json"], "there is no folder no; make it first"),
         ("chaos", ["--parts", "--out", "no/such.json"], "there is no folder no; make it first"),
         ("hogwild", ["--quick", "--rounds", "0"], "'0' is no number of rounds"),
+        ("hogwild", ["sped"], "there is no part sped; there are speed, delays, density"),
+        ("hogwild_processes", ["--quick", "--rounds", "0"], "'0' is no number of rounds"),
         ("optimizers", ["--quick", "--rounds", "0"], "'0' is no number of rounds"),
         ("simulator", ["--quick", "--repeats", "0"], "'0' is no number of rounds"),
         ("real", ["means"], "invalid choice: 'means'"),
@@ -239,6 +241,21 @@ def test_straggler_runs_quickly(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_hogwild_runs_quickly(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     figures = figures_of("hogwild", ["--quick"], tmp_path)
+    printed = capsys.readouterr().out
+    assert list(figures) == ["speed", "delays", "density"]
+    for measured in figures["speed"].values():
+        assert all(ns > 0 for ns in measured["ns"].values())
+        # The same problem: all of them end near each other.
+        ends = list(measured["objective"].values())
+        assert len(ends) == 5
+        assert max(ends) < 1.01 * min(ends)
+    assert "1 thread, blocks of 8" in printed
+    assert figures["delays"]["10 simulated workers"]["0"]["hogwild"] > 3
+    assert figures["density"]["100"]["collided"] > figures["density"]["2000"]["collided"]
+
+
+def test_hogwild_of_processes_runs_quickly(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    figures = figures_of("hogwild_processes", ["--quick"], tmp_path)
     printed = capsys.readouterr().out
     variants = ["offbeat, 1 thread", "example, default threads", "example, 1 thread"]
     for name in [*variants, "nothing shared, 1 thread"]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -16,7 +17,7 @@ from .figures import COLOURS, Chart, Map
 
 DASHES = ("-", "--", ":")
 LEAST, MOST = 1e-4, 1.0
-"""Fractions at the ends of the colours: few collisions can be told from none."""
+"""Fractions at the ends of the colours."""
 
 
 def draw_chart(chart: Chart, directory: Path) -> Path:
@@ -40,11 +41,12 @@ def draw_maps(maps: Sequence[Map], directory: Path) -> Path:
     with mpl.rc_context(STYLE):
         figure = _figure(max(5.0, 3.6 * len(maps)), 4.4)
         every: Any = figure.subplots(1, len(maps), squeeze=False)[0]
-        colours = mpl.colormaps["magma_r"].with_extremes(bad="#e9ecef", under="#ffffff")
+        colours = mpl.colormaps["magma_r"].with_extremes(bad="#dfe3e8")
         scale = LogNorm(LEAST, MOST)
         drawn: Any = None
         for axes, shown in zip(every, maps, strict=True):
-            drawn = axes.imshow(shown.rates, cmap=colours, norm=scale, interpolation="nearest")
+            rates = np.maximum(shown.rates, LEAST)
+            drawn = axes.imshow(rates, cmap=colours, norm=scale, interpolation="nearest")
             axes.set_title(shown.title.replace(", ", ",\n", 1), fontsize=8.5)
             axes.set(xticks=[], yticks=[])
         figure.colorbar(drawn, ax=every, label="of a coordinate's updates, collided", shrink=0.8)
