@@ -80,7 +80,7 @@ class MatrixCompletion(SparseProblem):
             known = self._draw(rng)
         shuffled = rng.permutation(len(known.values))
         held = round(self.held_out * len(shuffled))
-        test, train = known.take(np.sort(shuffled[:held])), known.take(np.sort(shuffled[held:]))
+        test, train = known.take(shuffled[:held]), known.take(shuffled[held:])
         vertices = known.rows + known.columns
         pairs = np.stack([train.row, known.rows + train.column], axis=1).astype(np.int32)
         edges = Hypergraph(

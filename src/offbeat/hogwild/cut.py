@@ -77,7 +77,9 @@ class GraphCut(SparseProblem):
             graph = grid(image, self.ways, CAPACITY)
         else:
             graph = grid(self._draw(), self.ways, CAPACITY)
-        return cut_instance(graph, precision)
+        # Edges that lie side by side are taken one after the other, and should not be neighbours.
+        order = np.random.default_rng(self.seed).permutation(len(graph.weights))
+        return cut_instance(graph.take(order), precision)
 
     def _draw(self) -> NDArray[np.float64]:
         """Intensities (depth, rows, columns)."""

@@ -30,6 +30,16 @@ class Graph:
     terminals: NDArray[np.int64]
     weights: NDArray[np.int64]
 
+    def take(self, edges: NDArray[np.int64]) -> Graph:
+        """The graph of some of its edges, in that order."""
+        return Graph(
+            vertices=self.vertices,
+            ways=self.ways,
+            ends=self.ends[edges],
+            terminals=self.terminals[edges],
+            weights=self.weights[edges],
+        )
+
     def minimum_cut(self) -> int:
         """The weight of the cheapest cut between two terminals, 1 as source and 0 as sink."""
         # Here, because it takes a moment to import.

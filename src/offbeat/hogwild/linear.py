@@ -53,7 +53,7 @@ class LinearProblem(SparseProblem):
             sample meet this fraction of them; the nearest that can be had.
         noise: standard deviation of what is added to a score, in those of all scores.
         l2: the penalty's weight.
-        seed: of what is drawn.
+        seed: of what is drawn, and of the order in which samples of a file are laid out.
         name: read this data set of LIBSVM's page instead.
         data_dir: folder with its files; see `offbeat problems` for where they are looked for.
         train: read this file instead.
@@ -124,7 +124,8 @@ class LinearProblem(SparseProblem):
             labels = parts[0].labels if parts else None
             parts.append(read_svmlight(path, features, labels, empty=False))
         count = max(part.features for part in parts)
-        read = [_from_file(part, count) for part in parts]
+        rng = np.random.default_rng(self.seed)
+        read = [_from_file(part, count, rng) for part in parts]
         return read[0], read[1] if len(read) > 1 else None
 
     def _draw(self) -> tuple[Samples, Samples]:
@@ -244,11 +245,15 @@ def _errors(parts: dict[str, Samples], loss: int) -> Errors:
     return lambda x: {name: error(samples, x) for name, samples in parts.items()}
 
 
-def _from_file(rows: SparseRows, features: int) -> Samples:
-    matrix = rows.matrix
+def _from_file(rows: SparseRows, features: int, rng: np.random.Generator) -> Samples:
+    # Files are often sorted by class; samples that lie side by side are taken together.
+    order = rng.permutation(rows.matrix.shape[0])
+    matrix = rows.matrix[order]
     edges = Hypergraph(
         offsets=matrix.indptr.astype(np.int64),
         vertices=matrix.indices.astype(np.int32),
         count=features,
     )
-    return Samples(hypergraph=edges, values=matrix.data, labels=2.0 * np.asarray(rows.classes) - 1)
+    return Samples(
+        hypergraph=edges, values=matrix.data, labels=2.0 * np.asarray(rows.classes)[order] - 1
+    )
