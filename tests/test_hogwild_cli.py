@@ -173,3 +173,34 @@ def test_help_says_what_there_is(capsys):
     said = " ".join(capsys.readouterr().out.split())
     for word in ("SparseSVM", "MatrixCompletion", "round-robin", "--times.transfer", "--watch"):
         assert word in said
+
+
+@pytest.mark.parametrize("workers", ["--threads", "--workers"])
+def test_a_block_larger_than_all_edges(tmp_path, workers):
+    out = tmp_path / "out"
+    assert hogwild(SMALL, "--block", 10**20, workers, 2, "--epochs", 1, "--out", out) == 0
+
+
+def test_accesses_that_take_no_time(tmp_path, capsys):
+    free = [f"--times.{name}=0" for name in ("read", "compute", "load", "store", "transfer")]
+    out = tmp_path / "out"
+    assert hogwild(SMALL, "--workers", 2, "--epochs", 1, "--out", out, *free) == 0
+    assert "speed-up" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--delay", "1e10"], "delay is 1e+10 seconds; it must be from 0 to 3600"),
+        (["--seed", "-1"], "seed is -1; it must be at least 0"),
+        (["--workers", "2", "--times.jitter", "1000"], "jitter is 1000; it must be at most 10"),
+    ],
+)
+def test_numbers_out_of_range(tmp_path, capsys, options, said):
+    out = tmp_path / "out"
+    assert hogwild(SMALL, "--epochs", 1, "--out", out, *options) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("offbeat: ")
+    assert said in error
+    assert error.count("\n") == 1
+    assert not out.exists()

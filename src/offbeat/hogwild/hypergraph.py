@@ -16,6 +16,8 @@ from .compiling import compiled
 
 WORK = 400_000_000
 """Incidences that are looked at for rho; more of them take seconds."""
+RAREST = 1e-4
+"""The least chance of drawing a vertex that the largest edge has not got yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,9 +166,19 @@ def random_edges(
     """Edges of those sizes; vertex number k of a random order is drawn as often as 1 / k^skew.
 
     A vertex that an edge has already is drawn again.
+
+    Raises:
+        ValueError: if so few vertices are drawn nearly always that this takes too long.
     """
     weights = np.arange(1, vertices + 1, dtype=np.float64) ** -skew
     chances = np.cumsum(weights)
+    most = int(sizes.max())
+    left = weights[most - 1 :].sum() / chances[-1]
+    if left < RAREST:
+        raise ValueError(
+            f"skew is {skew:g}: an edge of {most:,} vertices would take forever to draw, as nearly "
+            "all draws are of the same few; choose a smaller one"
+        )
     names = rng.permutation(vertices)
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     drawn = _draw(offsets, chances / chances[-1], names, rng)
