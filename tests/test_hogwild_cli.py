@@ -90,7 +90,7 @@ def test_the_report_of_saved_results(tmp_path, capsys):
     (tmp_path / "other").mkdir()
     assert main(["report", str(out), str(tmp_path / "other"), "--out", str(page)]) == 2
     assert "they need reports of their own" in capsys.readouterr().err
-    (out / "collisions.npz").unlink()
+    (out / "collisions.npz").write_bytes(b"")
     assert main(["report", str(out), "--out", str(page)]) == 2
     assert "is no result of `offbeat hogwild`" in capsys.readouterr().err
 
@@ -161,6 +161,21 @@ def test_bad_input_is_one_line(options, said, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.rglob("*"))
 
 
+def test_what_does_not_fit_into_memory_is_one_line(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert hogwild("SparseSVM(rows=1000000000000)", "--out", out) == 2
+    said = capsys.readouterr().err
+    assert "SparseSVM(rows=1000000000000) does not fit into memory" in said
+    assert said.count("\n") == 1
+    assert not out.exists()
+
+
+def test_serial_is_plain_where_others_add_atomically(tmp_path):
+    assert hogwild(SMALL, "--adds", "atomic", "--epochs", 1, "--out", tmp_path / "out") == 0
+    adds = {one.settings.scheme: one.settings.adds for one in load(tmp_path / "out")}
+    assert adds == {"serial": "plain", "hogwild": "atomic"}
+
+
 def test_a_full_directory_is_not_written_to(tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("")
@@ -173,3 +188,34 @@ def test_help_says_what_there_is(capsys):
     said = " ".join(capsys.readouterr().out.split())
     for word in ("SparseSVM", "MatrixCompletion", "round-robin", "--times.transfer", "--watch"):
         assert word in said
+
+
+@pytest.mark.parametrize("workers", ["--threads", "--workers"])
+def test_a_block_larger_than_all_edges(tmp_path, workers):
+    out = tmp_path / "out"
+    assert hogwild(SMALL, "--block", 10**20, workers, 2, "--epochs", 1, "--out", out) == 0
+
+
+def test_accesses_that_take_no_time(tmp_path, capsys):
+    free = [f"--times.{name}=0" for name in ("read", "compute", "load", "store", "transfer")]
+    out = tmp_path / "out"
+    assert hogwild(SMALL, "--workers", 2, "--epochs", 1, "--out", out, *free) == 0
+    assert "speed-up" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--delay", "1e10"], "delay is 1e+10 seconds; it must be from 0 to 3600"),
+        (["--seed", "-1"], "seed is -1; it must be at least 0"),
+        (["--workers", "2", "--times.jitter", "1000"], "jitter is 1000; it must be at most 10"),
+    ],
+)
+def test_numbers_out_of_range(tmp_path, capsys, options, said):
+    out = tmp_path / "out"
+    assert hogwild(SMALL, "--epochs", 1, "--out", out, *options) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("offbeat: ")
+    assert said in error
+    assert error.count("\n") == 1
+    assert not out.exists()

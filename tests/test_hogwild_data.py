@@ -34,10 +34,10 @@ def test_movielens_formats(tmp_path, text):
         (TABBED + "7.5\t8\t3\t1\n", r"line 4: .* is no user, item and rating"),
         (TABBED + "196\t242\t4\t1\n", r"line 4: user 196 has rated item 242 in line 1"),
         ("", "has no ratings"),
+        ("\n\n", "has no ratings"),
         (COMMAS.splitlines()[0] + "\n", "has no ratings"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:loadtxt. input contained no data")
 def test_ratings_that_are_refused(tmp_path, text, said):
     path = tmp_path / "ratings"
     path.write_text(text)
@@ -194,3 +194,29 @@ def test_samples_that_are_refused(tmp_path, made, text, said):
 def test_settings_that_cannot_be(made, settings, said):
     with pytest.raises(ValueError, match=said):
         made(**settings)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("a 1 2 \u00b2", "line 4: capacity \u00b2 is no whole number from 0 to"),
+        ("a 1 2 99999999999999999999", "line 4: capacity 99999999999999999999 is no whole number"),
+        ("a 1 2 4000000000", "line 4: capacity 4000000000 is no whole number"),
+        ("p max 3 2", "line 4: there is a line `p max VERTICES ARCS` already"),
+    ],
+)
+def test_dimacs_numbers_out_of_range(tmp_path, lines, said):
+    path = tmp_path / "graph.max"
+    path.write_text(f"p max 4 3\nn 1 s\nn 4 t\n{lines}\na 2 3 5\na 3 4 5\n", encoding="utf-8")
+    with pytest.raises(DataError, match=said):
+        read_dimacs(path)
+
+
+def test_none_left_to_train_on():
+    with pytest.raises(ValueError, match="leaves none of 1 entries to train on"):
+        MatrixCompletion(entries=1, held_out=0.9).instance()
+
+
+def test_a_skew_that_would_draw_forever():
+    with pytest.raises(ValueError, match=r"skew is 9: an edge of .* choose a smaller one"):
+        SparseSVM(rows=20, features=1000, nonzeros=50, skew=9).instance()

@@ -67,6 +67,19 @@ def test_rho_is_chosen_apart_from_delta(rho):
     assert found.rho == pytest.approx(differences(pattern, 1000) / 1000)
 
 
+@pytest.mark.parametrize("edges", [[[1, 0]], [[0, 1], [2, 2]], [[0], []]])
+def test_edges_that_cannot_be(edges):
+    offsets = np.cumsum([0, *map(len, edges)])
+    vertices = np.array([v for edge in edges for v in edge], np.int32)
+    with pytest.raises(ValueError, match="an edge's vertices have to increase"):
+        Hypergraph(offsets=offsets, vertices=vertices, count=3)
+
+
+def test_vertices_may_fall_from_edge_to_edge():
+    edges = Hypergraph(offsets=np.array([0, 2, 3]), vertices=np.array([1, 2, 0]), count=3)
+    assert edges.edges == 2
+
+
 def test_drawn_edges_have_their_sizes_and_no_vertex_twice():
     sizes = np.array([1, 5, 20, 3])
     edges = random_edges(sizes, 20, 1.0, np.random.default_rng(0))

@@ -57,11 +57,11 @@ def test_all_schemes_end_where_serial_does(problem: SparseProblem):
 
 
 def test_factors_end_where_serial_s_do_unless_they_are_averaged():
-    problem = MatrixCompletion(rows=500, columns=500, entries=30_000)
+    problem = MatrixCompletion(rows=500, columns=500, entries=60_000, rank=5)
     serial = train(problem, Settings(scheme="serial", workers=1))
     for scheme in LOCKS:
         found = train(problem, Settings(scheme=scheme))
-        assert found.objective == pytest.approx(serial.objective, rel=0.03), scheme
+        assert found.objective == pytest.approx(serial.objective, rel=0.02), scheme
     # The problem is not convex: two good pairs of factors may have a bad mean.
     averaged = train(problem, Settings(scheme="averaging"))
     assert averaged.objective > 1.1 * serial.objective

@@ -130,11 +130,11 @@ def output_directory(out: str | None, name: str) -> Generator[Path]:
         raise UsageError(f"cannot write to --out {directory}: {reason}") from error
     try:
         yield directory
-    except (ValueError, Elsewhere) as error:
+    except BaseException as error:
         for folder in made:
-            if not any(folder.iterdir()):
+            if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
-        if isinstance(error, Elsewhere):
+        if not isinstance(error, ValueError):
             raise
         raise UsageError(one_line(error)) from error
 

@@ -161,7 +161,8 @@ def _runs(problems: Sequence[SparseProblem], parsed: Any) -> Iterator[Asked]:
                 epochs=parsed.epochs,
                 step=parsed.step,
                 decay=parsed.decay,
-                adds=parsed.adds,
+                # Alone it loses nothing, and is what others are compared with at its best.
+                adds="plain" if scheme == "serial" else parsed.adds,
                 delay=delay,
                 block=parsed.block,
                 seed=parsed.seed,
@@ -193,4 +194,8 @@ def _carry_out(asked: Sequence[Asked], parsed: Any) -> tuple[list[Outcome], list
                     outcomes.append(train(one.problem, one.settings, report))
             except Diverged as error:
                 failures.append(f"{label(one.problem)}: {one_line(error)}")
+            except MemoryError as error:
+                raise UsageError(
+                    f"{label(one.problem)} does not fit into memory: {one_line(error)}"
+                ) from error
     return outcomes, failures

@@ -80,6 +80,10 @@ class MatrixCompletion(SparseProblem):
             known = self._draw(rng)
         shuffled = rng.permutation(len(known.values))
         held = round(self.held_out * len(shuffled))
+        if held == len(shuffled):
+            raise ValueError(
+                f"held_out is {self.held_out:g}, which leaves none of {held:,} entries to train on"
+            )
         test, train = known.take(shuffled[:held]), known.take(shuffled[held:])
         vertices = known.rows + known.columns
         pairs = np.stack([train.row, known.rows + train.column], axis=1).astype(np.int32)

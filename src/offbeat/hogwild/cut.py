@@ -121,7 +121,8 @@ def cut_instance(graph: Graph, precision: DTypeLike = np.float32) -> Instance:
         apart = labels[graph.ends[:, 0]] != ends
         return {"cut": float(graph.weights[apart].sum())}
 
-    small = ways == 2 and graph.vertices <= SOLVED
+    # The flow is at most the weight of all edges, and is added up in 32 bits.
+    small = ways == 2 and graph.vertices <= SOLVED and graph.weights.sum() < 2**31
     return Instance(
         costs=costs,
         hypergraph=edges,

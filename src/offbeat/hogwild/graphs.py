@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from ..problems.problem import DataError
 
+LARGEST = 2**30 - 1
+"""The largest capacity in a file: scipy adds up flows of both directions in 32 bits."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Graph:
@@ -140,6 +143,11 @@ def read_dimacs(path: Path) -> Graph:
     return graph
 
 
+def _whole(word: str) -> bool:
+    """Whether it is a whole number that is not negative; of reasonable length."""
+    return word.isascii() and word.isdigit() and len(word) <= 18
+
+
 class _Dimacs:
     """What has been read so far."""
 
@@ -153,7 +161,9 @@ class _Dimacs:
         match words:
             case [] | ["c", *_]:
                 return None
-            case ["p", "max", count, _] if count.isdigit() and int(count) > 2:
+            case ["p", "max", *_] if self.vertices:
+                return "there is a line `p max VERTICES ARCS` already"
+            case ["p", "max", count, _] if _whole(count) and int(count) > 2:
                 self.vertices = int(count)
                 return None
             case ["n", name, ("s" | "t") as kind]:
@@ -166,7 +176,7 @@ class _Dimacs:
     def _vertex(self, name: str) -> str | None:
         if not self.vertices:
             return "the line `p max VERTICES ARCS` has to come first"
-        if not name.isdigit() or not 1 <= int(name) <= self.vertices:
+        if not _whole(name) or not 1 <= int(name) <= self.vertices:
             return f"there is no vertex {name[:20]}: they are 1 to {self.vertices}"
         return None
 
@@ -177,8 +187,8 @@ class _Dimacs:
         return None
 
     def _arc(self, begin: str, end: str, capacity: str) -> str | None:
-        if not capacity.isdigit():
-            return f"capacity {capacity[:20]} is no whole number that is not negative"
+        if not _whole(capacity) or int(capacity) > LARGEST:
+            return f"capacity {capacity[:20]} is no whole number from 0 to {LARGEST:,}"
         if begin == end:
             return f"vertex {begin} has an arc to itself"
         low, high = sorted((int(begin), int(end)))

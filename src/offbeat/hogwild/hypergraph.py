@@ -16,6 +16,8 @@ from .compiling import compiled
 
 WORK = 400_000_000
 """Incidences that are looked at for rho; more of them take seconds."""
+RAREST = 1e-4
+"""The least chance of drawing a vertex that the largest edge has not got yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +49,24 @@ class Hypergraph:
         offsets: where each edge's vertices begin, and the last one's end (|E| + 1,) int64.
         vertices: of all edges, one after the other (entries,) int32; increasing in each.
         count: how many vertices there are.
+
+    Raises:
+        ValueError: if an edge has no vertices, or not in increasing order.
     """
 
     offsets: NDArray[np.int64]
     vertices: NDArray[np.int32]
     count: int
+
+    def __post_init__(self) -> None:
+        wrong = "an edge's vertices have to increase, and there has to be one"
+        if (np.diff(self.offsets) < 1).any():
+            raise ValueError(wrong)
+        inside = np.ones(len(self.vertices), bool)
+        inside[self.offsets[:-1]] = False
+        # Threads take their locks in this order, so that none waits for another in a circle.
+        if (inside[1:] & (np.diff(self.vertices) <= 0)).any():
+            raise ValueError(wrong)
 
     @property
     def edges(self) -> int:
@@ -164,9 +179,19 @@ def random_edges(
     """Edges of those sizes; vertex number k of a random order is drawn as often as 1 / k^skew.
 
     A vertex that an edge has already is drawn again.
+
+    Raises:
+        ValueError: if so few vertices are drawn nearly always that this takes too long.
     """
     weights = np.arange(1, vertices + 1, dtype=np.float64) ** -skew
     chances = np.cumsum(weights)
+    most = int(sizes.max())
+    left = weights[most - 1 :].sum() / chances[-1]
+    if left < RAREST:
+        raise ValueError(
+            f"skew is {skew:g}: an edge of {most:,} vertices would take forever to draw, as nearly "
+            "all draws are of the same few; choose a smaller one"
+        )
     names = rng.permutation(vertices)
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     drawn = _draw(offsets, chances / chances[-1], names, rng)

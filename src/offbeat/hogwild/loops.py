@@ -101,7 +101,7 @@ def work(
         look(costs, edge, x, seen)
         gradient(costs, edge, seen, change)
         if rules.delay_ns > 0:
-            wait(rules.delay_ns)
+            wait(rules.delay_ns, shared)
         # A call with arrays counts references to them: that is done only where it is needed.
         if rules.locked != NOTHING:
             enter(costs, edge, rules, shared, j)
@@ -209,9 +209,9 @@ def acquire(locks: Any, at: int) -> None:
 
 
 @compiled
-def wait(ns: int) -> None:
+def wait(ns: int, shared: Any) -> None:
     until = nanoseconds() + ns
-    while nanoseconds() < until:
+    while nanoseconds() < until and atomic_load(shared.stop, 0) == 0:
         pass
 
 

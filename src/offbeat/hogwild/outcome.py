@@ -188,14 +188,16 @@ def load(directory: Path) -> list[Outcome]:
     """
     path = directory / FILE
     try:
-        written: list[dict[str, Any]] = json.loads(path.read_text())
+        written: Any = json.loads(path.read_text())
+        if not isinstance(written, list) or not written:
+            raise ValueError("it holds no list of outcomes")
         with np.load(directory / ARRAYS) as arrays:
             outcomes = list[Outcome]()
             for k, data in enumerate(written):
                 names = _BY_VERTEX if data["collisions"] is not None else ()
                 outcomes.append(_from_json(data, {name: arrays[f"{name}_{k}"] for name in names}))
             return outcomes
-    except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile) as error:
         raise ValueError(f"{path} is no result of `offbeat hogwild`: {error}") from error
 
 

@@ -64,6 +64,9 @@ def read_ratings(path: Path, least: float, most: float) -> Ratings:
         raise DataError(f"there is no file {path}")
     try:
         text = path.read_bytes().replace(b"::", b"\t")
+        if not (text.partition(b"\n")[2] if _named(text) else text).strip():
+            # NumPy would warn of it.
+            raise ValueError("it has no ratings")
         table: Any = np.loadtxt(
             io.BytesIO(text),
             delimiter=_delimiter(text).decode(),

@@ -30,6 +30,8 @@ LOCKED: dict[Scheme, int] = {
     "averaging": NOTHING,
 }
 Adds = Literal["plain", "atomic"]
+LONGEST = 3600.0
+"""Seconds of waiting after a gradient that are allowed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +88,10 @@ class Settings:
             raise ValueError(f"step is {self.step:g}; it must be positive and finite")
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay is {self.decay:g}; it must be above 0 and at most 1")
-        if not (self.delay >= 0 and math.isfinite(self.delay)):
-            raise ValueError(f"delay is {self.delay:g} seconds; it must not be negative")
+        if not 0 <= self.delay <= LONGEST:
+            raise ValueError(f"delay is {self.delay:g} seconds; it must be from 0 to {LONGEST:g}")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must be at least 0")
         if self.adds not in get_args(Adds):
             raise ValueError(f"adds is {self.adds!r}; it must be plain or atomic")
         if self.watch and self.scheme == "averaging":
@@ -107,6 +111,7 @@ def orders(edges: int, settings: Settings, rng: np.random.Generator) -> list[NDA
 
 def _order(edges: int, block: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Blocks of edges that lie side by side, in random order."""
+    block = min(block, edges)
     begins = block * rng.permutation(-(-edges // block))
     order = (begins[:, None] + np.arange(block)).ravel()
     return order if edges % block == 0 else order[order < edges]
@@ -120,7 +125,7 @@ def dealt(found: list[NDArray[np.int64]], settings: Settings) -> list[NDArray[np
     workers = settings.workers
     if settings.scheme == "averaging" or workers == 1:
         return found
-    block = 1 if settings.scheme == "round-robin" else settings.block
     (order,) = found
+    block = 1 if settings.scheme == "round-robin" else min(settings.block, len(order))
     owner = np.arange(len(order)) // block % workers
     return [order[owner == k] for k in range(workers)]

@@ -16,6 +16,9 @@ from .problem import Instance, SparseProblem
 from .schemes import Settings, dealt, orders
 from .training import Report, Training, go_through
 
+WILDEST = 10.0
+"""The largest jitter: of much more the exponential is infinite."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AccessTimes:
@@ -34,7 +37,7 @@ class AccessTimes:
         jitter: standard deviation of the logarithm of a gradient's time.
 
     Raises:
-        ValueError: if one of them is negative.
+        ValueError: if one of them is negative, or the jitter above 10.
     """
 
     read: float = 1e-9
@@ -51,6 +54,8 @@ class AccessTimes:
             value = getattr(self, times.name)
             if not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{times.name} is {value:g}; it must not be negative")
+        if self.jitter > WILDEST:
+            raise ValueError(f"jitter is {self.jitter:g}; it must be at most {WILDEST:g}")
 
     def alone(self, sizes: NDArray[np.int64], slower: NDArray[np.float64], delay: float) -> float:
         """Seconds of one worker's going through edges of so many vertices, without locks."""

@@ -37,8 +37,9 @@ def train(problem: SparseProblem, settings: Settings, report: Report | None = No
     training = Training(problem, settings)
     instance, workers = training.instance, settings.workers
     watch = _watch(instance, settings) if settings.watch else no_watch(workers)
-    turns = instance.edges // (workers * LEAST_TURNS * settings.block)
-    chunk = settings.block * min(MOST_BLOCKS, max(1, turns))
+    block = min(settings.block, instance.edges)
+    turns = instance.edges // (workers * LEAST_TURNS * block)
+    chunk = block * min(MOST_BLOCKS, max(1, turns))
     rules = Rules(*settings.rules, most=instance.most, chunk=chunk)
     stop = np.zeros(1, np.int64)
 

@@ -88,7 +88,7 @@ def _progress(rows: Sequence[Row], number: int, of: int) -> Chart:
         x="seconds",
         y="objective",
         lines=lines,
-        log_x=True,
+        log_x=all(x > 0 for line in lines for x in line.x),
     )
 
 

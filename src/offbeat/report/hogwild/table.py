@@ -18,7 +18,7 @@ class Row:
 
     outcome: Outcome
     speed_up: float
-    """Seconds of the serial run with the same delay, over its own; NaN without such a run."""
+    """Seconds of the serial run with the same delay, over its own; NaN without one."""
 
     def cells(self) -> dict[str, str]:
         """Text by column; "" where there is nothing to say."""
@@ -50,7 +50,7 @@ def rows(outcomes: Sequence[Outcome]) -> list[Row]:
     for outcome in outcomes:
         alone = serial.get(_alike(outcome))
         # Averaging makes as many passes as it has workers.
-        compared = alone is not None and outcome.settings.scheme != "averaging"
+        compared = outcome.settings.scheme != "averaging" and outcome.seconds > 0
         ratio = alone.seconds / outcome.seconds if alone and compared else math.nan
         found.append(Row(outcome=outcome, speed_up=ratio))
     return found
