@@ -17,7 +17,8 @@ from offbeat.hogwild import (
     SparseSVM,
 )
 from offbeat.hogwild.compiling import compiled
-from offbeat.hogwild.costs import gradient, project
+from offbeat.hogwild.costs import gradient
+from offbeat.hogwild.kinds import project
 
 SMALL = {"rows": 40, "features": 30, "nonzeros": 5}
 PROBLEMS = [

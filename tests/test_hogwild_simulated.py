@@ -19,9 +19,9 @@ from offbeat.hogwild import (
     simulate,
     train,
 )
-from offbeat.hogwild.costs import SQUARED
+from offbeat.hogwild.kinds import SQUARED
 from offbeat.hogwild.schemes import orders
-from offbeat.hogwild.simulated import interleaved
+from offbeat.hogwild.simulated import Interleaved
 
 SMALL = SparseSVM(rows=600, features=3000, nonzeros=20)
 
@@ -74,8 +74,9 @@ def two_workers(times: AccessTimes, **changed):
     settings = Settings(workers=2, epochs=1, **changed)
     x = instance.start.copy()
     shares = [np.array([0]), np.array([1])]
-    taken, met = interleaved(instance, x, 1e-12, shares, np.ones(2), settings, times)
-    return np.round(x), taken, met
+    together = Interleaved(instance, settings, times)
+    taken = together.epoch(x, 1e-12, shares, np.ones(2))
+    return np.round(x), taken, together.collisions()
 
 
 EVEN = AccessTimes(read=1.0, compute=1.0, load=1.0, store=1.0, transfer=0, lock=0, handoff=0)
@@ -129,7 +130,9 @@ def test_lost_updates_are_those_that_x_lacks():
     x = instance.start.copy()
     shares = list(np.random.default_rng(0).permutation(500).reshape(10, 50))
     slower = np.exp(np.random.default_rng(1).standard_normal(500))
-    _, met = interleaved(instance, x, 1e-15, shares, slower, Settings(workers=10), AccessTimes())
+    together = Interleaved(instance, Settings(workers=10), AccessTimes())
+    together.epoch(x, 1e-15, shares, slower)
+    met = together.collisions()
     assert met.lost.sum() > 100
     np.testing.assert_allclose(x, met.updates - met.lost, rtol=1e-8)
 

@@ -28,8 +28,8 @@ from offbeat.hogwild import (
     perceptron_instance,
     train,
 )
-from offbeat.hogwild.costs import HINGE, LOGISTIC, SQUARED
 from offbeat.hogwild.hypergraph import Hypergraph
+from offbeat.hogwild.kinds import HINGE, LOGISTIC, SQUARED
 from offbeat.hogwild.loops import Rules, work
 from offbeat.hogwild.schemes import dealt, orders
 from offbeat.hogwild.training import go_through, no_watch, shared_by_threads

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .costs import FactorCosts
 from .hypergraph import Hypergraph
+from .kinds import FactorCosts
 from .problem import Instance, SparseProblem, at_least
 from .ratings import Ratings, read_ratings
 

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .costs import CutCosts
 from .graphs import Graph, grid, read_dimacs, read_image
 from .hypergraph import Hypergraph
+from .kinds import CutCosts
 from .problem import Instance, SparseProblem, at_least
 
 SOLVED = 50_000

@@ -11,8 +11,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from ..problems.libsvm import SETS, Name, files_of
 from ..problems.svmlight import SparseRows, read_svmlight
-from .costs import HINGE, LOGISTIC, SQUARED, LinearCosts
 from .hypergraph import Hypergraph, circulant, pattern_for, random_edges
+from .kinds import HINGE, LOGISTIC, SQUARED, LinearCosts
 from .problem import Errors, Instance, SparseProblem, at_least
 
 HELD_OUT = 0.2

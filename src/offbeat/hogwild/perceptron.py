@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .costs import PerceptronCosts
+from .kinds import PerceptronCosts
 from .problem import Instance, SparseProblem, at_least
 
 TESTED = 0.2

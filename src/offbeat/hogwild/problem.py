@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .costs import Costs
 from .costs import objective as mean_cost
 from .hypergraph import Hypergraph, Sparsity
+from .kinds import Costs
 
 Errors = Callable[[NDArray[Any]], dict[str, float]]
 

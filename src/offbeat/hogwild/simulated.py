@@ -89,7 +89,7 @@ def simulate(
     training = Training(problem, settings)
     instance, settings = training.instance, training.settings
     times = times or AccessTimes()
-    memory, lag = _memory(instance), np.zeros(3, np.int64)
+    together = Interleaved(instance, settings, times)
     jitter = np.random.default_rng([settings.seed, 1])
 
     def epoch(step: Any, rng: np.random.Generator) -> float:
@@ -97,64 +97,74 @@ def simulate(
         slower = np.exp(times.jitter * jitter.standard_normal(sum(map(len, shares))))
         if settings.scheme == "averaging":
             return _apart(training, step, shares, slower, times)
-        return _together(
-            instance, training.x[0], step, shares, slower, settings, times, memory, lag
-        )
+        return together.epoch(training.x[0], step, shares, slower)
 
     training.run(epoch, report)
-    shared = settings.scheme != "averaging"
-    return training.outcome(simulated=True, collisions=_collisions(memory, lag) if shared else None)
+    met = None if settings.scheme == "averaging" else together.collisions()
+    return training.outcome(simulated=True, collisions=met)
 
 
-def interleaved(
-    instance: Instance,
-    x: NDArray[Any],
-    step: float,
-    shares: list[NDArray[np.int64]],
-    slower: NDArray[np.float64],
-    settings: Settings,
-    times: AccessTimes,
-) -> tuple[float, Collisions]:
-    """Train x (d,) by workers with the given edges; returns virtual seconds, and how they met.
+class Interleaved:
+    """Workers that share x, over any number of epochs, and what is noted of how they meet.
 
     Args:
         instance: the problem with its data.
-        x: is changed.
-        step: gamma.
-        shares: of each worker, its edges in their order.
-        slower: of each edge, in the order of the shares, how much longer its gradient takes.
         settings: scheme, adds and delay.
         times: of accesses.
     """
-    memory, lag = _memory(instance), np.zeros(3, np.int64)
-    gamma = x.dtype.type(step)
-    taken = _together(instance, x, gamma, shares, slower, settings, times, memory, lag)
-    return taken, _collisions(memory, lag)
 
+    def __init__(self, instance: Instance, settings: Settings, times: AccessTimes) -> None:
+        self.instance = instance
+        self.locked, self.atomic, _ = settings.rules
+        fields = {name: getattr(times, name) for name in Times._fields if name != "delay"}
+        self.times = Times(**fields, delay=settings.delay)
+        self.memory = _memory(instance)
+        self.lag = np.zeros(3, np.int64)
 
-def _together(
-    instance: Instance,
-    x: NDArray[Any],
-    step: Any,
-    shares: list[NDArray[np.int64]],
-    slower: NDArray[np.float64],
-    settings: Settings,
-    times: AccessTimes,
-    memory: Memory,
-    lag: NDArray[np.int64],
-) -> float:
-    locked, atomic, _ = settings.rules
-    counts = Counts(
-        finished=np.zeros(1, np.int64),
-        waits=np.zeros(1, np.int64),
-        holder=np.full(2, -1),
-        lag=lag,
-    )
-    workers = _workers(instance, shares, slower)
-    priced = _times(times, settings)
-    return float(
-        interleave(instance.costs, x, step, locked, atomic, priced, memory, workers, counts)
-    )
+    def epoch(
+        self,
+        x: NDArray[Any],
+        step: float,
+        shares: list[NDArray[np.int64]],
+        slower: NDArray[np.float64],
+    ) -> float:
+        """Train x (d,); returns the virtual seconds that it took.
+
+        Args:
+            x: is changed.
+            step: gamma.
+            shares: of each worker, its edges in their order.
+            slower: of each edge, in the order of the shares, how much longer its gradient takes.
+        """
+        counts = Counts(
+            finished=np.zeros(1, np.int64),
+            waits=np.zeros(1, np.int64),
+            holder=np.full(2, -1),
+            lag=self.lag,
+        )
+        taken = interleave(
+            self.instance.costs,
+            x,
+            x.dtype.type(step),
+            self.locked,
+            self.atomic,
+            self.times,
+            self.memory,
+            _workers(self.instance, shares, slower),
+            counts,
+        )
+        return float(taken)
+
+    def collisions(self) -> Collisions:
+        """How they have met so far."""
+        memory, lag = self.memory, self.lag
+        return Collisions(
+            updates=memory.stores,
+            collided=memory.collided,
+            lost=memory.stores - memory.kept,
+            mean_lag=float(lag[0] / max(lag[2], 1)),
+            max_lag=int(lag[1]),
+        )
 
 
 def _apart(
@@ -171,11 +181,6 @@ def _apart(
         go_through(training.instance, share, training.x[k], step)
         taken = max(taken, times.alone(sizes[share], slow, settings.delay))
     return taken
-
-
-def _times(times: AccessTimes, settings: Settings) -> Times:
-    fields = {name: getattr(times, name) for name in Times._fields if name != "delay"}
-    return Times(**fields, delay=settings.delay)
 
 
 def _memory(instance: Instance) -> Memory:
@@ -212,14 +217,4 @@ def _workers(
         waits_for=np.full(count, -1),
         since=zeros(),
         before=zeros(),
-    )
-
-
-def _collisions(memory: Memory, lag: NDArray[np.int64]) -> Collisions:
-    return Collisions(
-        updates=memory.stores,
-        collided=memory.collided,
-        lost=memory.stores - memory.kept,
-        mean_lag=float(lag[0] / max(lag[2], 1)),
-        max_lag=int(lag[1]),
     )

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..labels import label
-from .costs import CutCosts
+from .kinds import CutCosts
 from .loops import NOTHING, Rules, Shared, Watch, work
 from .outcome import Collisions, Epoch, Outcome
 from .problem import Instance, SparseProblem

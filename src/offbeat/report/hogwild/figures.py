@@ -113,55 +113,47 @@ def _delays(rows: Sequence[Row]) -> Chart:
 def _workers(rows: Sequence[Row]) -> Chart:
     lines = _grouped(
         [row for row in rows if not math.isnan(row.speed_up)],
-        lambda row: (row.outcome.problem, row.outcome.settings.scheme, row.outcome.simulated),
+        _run_of,
         _workers_of,
         lambda row: row.speed_up,
     )
-    return Chart(
-        name="speed-up",
-        title="Speed-up against workers",
-        x="workers",
-        y="speed-up",
-        lines=lines,
-        log_x=True,
-        log_y=True,
-    )
+    return _log("speed-up", "Speed-up against workers", "workers", "speed-up", lines)
 
 
 def _collisions_by_workers(rows: Sequence[Row]) -> Chart:
-    lines = _grouped(
-        [row for row in rows if row.outcome.collisions is not None and _workers_of(row) > 1],
-        lambda row: (row.outcome.problem, row.outcome.settings.scheme, row.outcome.simulated),
-        _workers_of,
-        lambda row: 100 * _rate(row),
-    )
-    return Chart(
-        name="collisions-by-workers",
-        title="Updates that collided, against workers",
-        x="workers",
-        y="collided (%)",
-        lines=lines,
-        log_x=True,
-        log_y=True,
-    )
+    lines = _grouped(_met(rows), _run_of, _workers_of, _percent)
+    title = "Updates that collided, against workers"
+    return _log("collisions-by-workers", title, "workers", "collided (%)", lines)
 
 
 def _collisions_by_sparsity(rows: Sequence[Row]) -> Chart:
     lines = _grouped(
-        [row for row in rows if row.outcome.collisions is not None and _workers_of(row) > 1],
+        _met(rows),
         lambda row: (row.outcome.settings.scheme, _workers_of(row), row.outcome.simulated),
         lambda row: row.outcome.sparsity.rho,
-        lambda row: 100 * _rate(row),
+        _percent,
     )
-    return Chart(
-        name="collisions-by-sparsity",
-        title="Updates that collided, against rho",
-        x="rho: the fraction of edges that an edge meets at most",
-        y="collided (%)",
-        lines=lines,
-        log_x=True,
-        log_y=True,
-    )
+    axis = "rho: the fraction of edges that an edge meets at most"
+    title = "Updates that collided, against rho"
+    return _log("collisions-by-sparsity", title, axis, "collided (%)", lines)
+
+
+def _log(name: str, title: str, x: str, y: str, lines: list[Line]) -> Chart:
+    return Chart(name=name, title=title, x=x, y=y, lines=lines, log_x=True, log_y=True)
+
+
+def _met(rows: Sequence[Row]) -> list[Row]:
+    """The runs in which workers could collide, and it was noted."""
+    return [row for row in rows if row.outcome.collisions is not None and _workers_of(row) > 1]
+
+
+def _run_of(row: Row) -> tuple[object, ...]:
+    return row.outcome.problem, row.outcome.settings.scheme, row.outcome.simulated
+
+
+def _percent(row: Row) -> float:
+    met = row.outcome.collisions
+    return 0.0 if met is None else 100 * met.collision_rate
 
 
 def _grouped(
@@ -198,10 +190,6 @@ def _map(row: Row) -> Map:
     with np.errstate(invalid="ignore"):
         rates[: len(order)] = met.collided[order] / met.updates[order]
     return Map(title=f"{row.outcome.problem}, {row.outcome.label}", rates=rates.reshape(side, side))
-
-
-def _rate(row: Row) -> float:
-    return 0.0 if row.outcome.collisions is None else row.outcome.collisions.collision_rate
 
 
 def _workers_of(row: Row) -> int:
