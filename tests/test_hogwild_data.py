@@ -14,13 +14,17 @@ COLONS = "196::242::3::881250949\n186::302::3::891717742\n196::302::5::878887116
 COMMAS = "userId,movieId,rating,timestamp\n196,242,3.0,1\n186,302,3.0,2\n196,302,5.0,3\n"
 
 
+def _entries(found):
+    return zip(found.row, found.column, found.values, strict=True)
+
+
 @pytest.mark.parametrize("text", [TABBED, COLONS, COMMAS], ids=["u.data", "dat", "csv"])
 def test_movielens_formats(tmp_path, text):
     path = tmp_path / "ratings"
     path.write_text(text)
     found = read_ratings(path, 0.5, 5)
     assert (found.rows, found.columns) == (2, 2)
-    entries = {(int(r), int(c)): v for r, c, v in zip(found.row, found.column, found.values)}  # noqa: B905
+    entries = {(int(r), int(c)): v for r, c, v in _entries(found)}
     assert entries == {(1, 0): 3, (0, 1): 3, (1, 1): 5}
 
 

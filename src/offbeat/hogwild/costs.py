@@ -35,6 +35,10 @@ LINE = 16
 """Elements of four bytes in a cache line."""
 
 
+# These are called in compiled functions only, where what a kind of costs has of its own stands in
+# their place: see the overloads below.
+
+
 def width(costs: Any) -> int:
     """Coordinates of a vertex."""
     raise NotImplementedError
