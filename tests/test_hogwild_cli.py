@@ -128,7 +128,8 @@ def test_what_diverges_is_said_and_the_rest_is_kept(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ([], "lacking: problems"),
+        ([], "no problem was given; begin with one of SparseSVM, SparseLogistic"),
+        (["--scheme", "all", "SparseSVM"], "--scheme take all that follows them"),
         (["SparseSVN"], "there is no problem SparseSVN; did you mean SparseSVM or"),
         (["Digits"], "there is no problem Digits; there are SparseSVM, SparseLogistic"),
         (["SparseSVM(row=5)"], "SparseSVM has no setting 'row'; did you mean rows or rho?"),

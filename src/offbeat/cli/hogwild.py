@@ -44,6 +44,11 @@ class Asked:
 def hogwild(options: Sequence[str]) -> int:
     """Train sparse problems by threads that share one vector, and see where they collide."""
     parsed = _parsed(options)
+    if not parsed.problems:
+        raise UsageError(
+            f"no problem was given; begin with one of {', '.join(PROBLEMS)}, for options such as "
+            "--scheme take all that follows them"
+        )
     problems = [_problem(text) for text in parsed.problems]
     asked = list(_runs(problems, parsed))
     if not asked:
@@ -74,7 +79,8 @@ def _parsed(options: Sequence[str]) -> Any:
     add(
         "problems",
         type=str,
-        nargs="+",
+        nargs="*",
+        default=[],
         help=f"{', '.join(PROBLEMS)}; with settings as 'SparseSVM(skew=0.75)' or "
         "'SparseSVM(train=\"my.svm\")'; or my_file.py:MyProblem",
     )
