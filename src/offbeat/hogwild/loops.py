@@ -1,6 +1,6 @@
 """What a thread does, compiled: the paper's algorithm 1 and what it is compared with.
 
-    for each edge e of the thread's share:
+    for each edge e that the thread takes:
         read x_e
         compute the gradient of f_e there
         [lock]
@@ -32,7 +32,7 @@ from .costs import begin, end, fetch, gradient, look, update, update_atomically,
 NOTHING, EDGE, VECTOR, TURNS = 0, 1, 2, 3
 """What is locked around an update."""
 AHEAD = 3
-"""Edges from that which is worked on to that which is fetched."""
+"""A thread's edges from that which it works on to that which it fetches."""
 SPINS = 256
 """Looks at a lock before its thread lets others have the core."""
 
@@ -84,6 +84,7 @@ def work(
     stamps = np.empty(rules.most if watch.on else 0, np.int64)
     in_turn, threads = rules.locked == TURNS, len(watch.finished)
     j, until = (thread, len(order)) if in_turn else (0, 0)
+    stride = threads if in_turn else 1
     while True:
         if j >= until and not in_turn:
             # Whoever is slowed down takes fewer.
@@ -92,8 +93,8 @@ def work(
         if j >= until or atomic_load(shared.stop, 0) != 0:
             return
         edge, before = order[j], 0
-        if j + AHEAD < len(order):
-            fetch(costs, order[j + AHEAD], x)
+        if j + AHEAD * stride < len(order):
+            fetch(costs, order[j + AHEAD * stride], x)
         if watch.on:
             before = total(watch.finished)
             for k in range(begin(costs, edge), end(costs, edge)):
@@ -117,7 +118,7 @@ def work(
             write(costs, edge, x, change, step)
         if rules.locked != NOTHING:
             leave(costs, edge, rules, shared, j)
-        j += threads if in_turn else 1
+        j += stride
 
 
 @compiled

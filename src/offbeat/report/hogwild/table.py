@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.markup import escape
 
 from ...hogwild import Outcome
 from ..columns import Column, fitted
@@ -104,7 +105,8 @@ def _lost_by_threads(row: Row) -> bool:
 def print_outcomes(outcomes: Sequence[Outcome], out: Console) -> None:
     """The table of each problem."""
     for problem, group in by_problem(outcomes).items():
-        out.print(f"[bold]{problem}[/bold]: {about(group[0].outcome)}", highlight=False)
+        # A setting may hold brackets, which are no markup.
+        out.print(f"[bold]{escape(problem)}[/bold]: {about(group[0].outcome)}", highlight=False)
         titles, lines = columns(group)
         head, *rest = (
             Column(title=title, cells=cells, justify="left" if title == "scheme" else "right")
