@@ -19,7 +19,7 @@ from offbeat.hogwild import (
     simulate,
     train,
 )
-from offbeat.hogwild.kinds import SQUARED
+from offbeat.hogwild.kinds import HINGE, SQUARED
 from offbeat.hogwild.schemes import orders
 from offbeat.hogwild.simulated import Interleaved
 
@@ -61,7 +61,9 @@ def test_one_worker_s_time_is_the_closed_form():
     sizes = SMALL.instance().sizes()
     (order,) = orders(600, settings, np.random.default_rng(0))
     slower = np.exp(0.3 * np.random.default_rng([0, 1]).standard_normal(600))
-    assert serial.seconds == pytest.approx(times.alone(sizes[order], slower, 1e-7), rel=1e-9)
+    # A read, the gradient, a load and a store of each vertex.
+    expected = ((3e-9 + 1e-9 * slower) * sizes[order] + 1e-7).sum()
+    assert serial.seconds == pytest.approx(expected, rel=1e-9)
     averaged = simulate(SMALL, dataclasses.replace(settings, scheme="averaging"), times)
     assert averaged.seconds == pytest.approx(serial.seconds, rel=1e-9)
 
@@ -120,6 +122,38 @@ def test_times_of_locks_and_transfers():
     # Three locks, which the second takes one by one with a transfer each.
     _, seconds, _ = two_workers(costly, scheme="locked")
     assert seconds == 6 + 30 + 6 + 330 + 6 + 300
+
+
+@pytest.mark.parametrize("labels", [[1, -1], [-1, 1]])
+@pytest.mark.parametrize("scheme", ["hogwild", "locked", "vector-lock", "round-robin"])
+def test_a_gradient_that_moves_nothing_is_not_written(scheme, labels):
+    """Beyond the margin, without a penalty; the other edge of the two is written."""
+    edges = circulant(2, 3, np.arange(3))
+    samples = Samples(hypergraph=edges, values=np.ones(6), labels=np.array(labels))
+    instance = linear_instance(samples, loss=HINGE, precision=np.float64)
+    x = np.full(3, 5.0)
+    together = Interleaved(instance, Settings(workers=2, scheme=scheme), EVEN)
+    taken = together.epoch(x, 0.25, [np.array([0]), np.array([1])], np.ones(2))
+    assert taken == 12
+    assert x.tolist() == [4.75] * 3
+    met = together.collisions()
+    assert met.updates.tolist() == [1, 1, 1]
+    assert met.collided.sum() == met.lost.sum() == met.max_lag == 0
+
+
+@pytest.mark.parametrize("scheme", ["locked", "vector-lock"])
+def test_who_writes_nothing_frees_no_lock_of_another(scheme):
+    edges = circulant(3, 3, np.arange(3))
+    labels = np.array([-1.0, 1.0, -1.0])
+    samples = Samples(hypergraph=edges, values=np.ones(9), labels=labels)
+    instance = linear_instance(samples, loss=HINGE, precision=np.float64)
+    x = np.full(3, 5.0)
+    together = Interleaved(instance, Settings(workers=3, scheme=scheme), EVEN)
+    # The first has the locks from 6 on; the second is done at 8, and the third comes at 9.
+    shares = [np.array([k]) for k in range(3)]
+    taken = together.epoch(x, 0.25, shares, np.array([3, 5, 6]) / 3)
+    assert taken == pytest.approx(18)
+    assert x.tolist() == [4.5] * 3
 
 
 def test_lost_updates_are_those_that_x_lacks():

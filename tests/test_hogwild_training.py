@@ -268,6 +268,52 @@ def test_what_is_watched():
     assert any("slower" in note for note in found.notes)
 
 
+def test_only_what_moves_something_is_written():
+    problem = SparseSVM(rows=300, features=40, nonzeros=8, noise=0, l2=0)
+    settings = Settings(scheme="serial", workers=1, epochs=2, step=1.0, decay=1.0, watch=True)
+    costs, x, written = problem.instance().costs, np.zeros(40, np.float32), np.zeros(40)
+    rng = np.random.default_rng(settings.seed)
+    for _ in range(settings.epochs):
+        for edge in orders(300, settings, rng)[0]:
+            own = slice(costs.offsets[edge], costs.offsets[edge + 1])
+            touched, values, label = costs.vertices[own], costs.values[own], costs.labels[edge]
+            if label * (values @ x[touched]) < 1:
+                x[touched] += label * values
+                written[touched] += 1
+    found = train(problem, settings)
+    assert np.array_equal(found.collisions.updates, written)
+    assert 0 < written.sum() < 2 * len(costs.vertices)
+    np.testing.assert_allclose(found.x, x, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scheme", LOCKS)
+def test_threads_go_on_where_nothing_moves(scheme):
+    graph = circulant(500, 16, np.arange(4))
+    samples = Samples(hypergraph=graph, values=np.ones(2000), labels=np.ones(500))
+    instance = linear_instance(samples, loss=HINGE)
+    x = np.ones(16, np.float32)
+    run_epoch(instance, x, Settings(scheme=scheme, workers=3), step=0.1, seed=0)
+    assert np.array_equal(x, np.ones(16))
+
+
+def test_labels_that_agree_move_nothing():
+    """Not even last bits, as projecting once more onto the simplex would."""
+    cut = GraphCut(rows=8, columns=8).instance()
+    edge = np.flatnonzero(cut.costs.terminals < 0)[:1]
+    first, second = cut.costs.vertices[cut.costs.offsets[edge[0]] :][:2]
+    labels = np.random.default_rng(0).dirichlet(np.ones(cut.costs.ways), 100)
+    x = np.zeros((cut.vertices, cut.costs.ways), np.float32)
+    for label in labels.astype(np.float32):
+        x[first] = x[second] = label
+        go_through(cut, edge, x.reshape(-1), np.float32(0.1))
+        assert np.array_equal(x[first], label)
+        assert np.array_equal(x[second], label)
+    x[first] = np.roll(x[first], 1)
+    before = x.copy()
+    go_through(cut, edge, x.reshape(-1), np.float32(0.1))
+    assert not np.array_equal(x, before)
+
+
 def test_dense_costs_collide_where_sparse_ones_do_not():
     # With a delay every thread is always in the middle of a gradient. On a machine whose cores are
     # busy they take turns, and meet only where one is taken off its core.

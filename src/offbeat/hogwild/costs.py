@@ -54,8 +54,11 @@ def end(costs: Any, edge: int) -> int:
     raise NotImplementedError
 
 
-def gradient(costs: Any, edge: int, seen: Any, change: Any) -> None:
-    """Write the (sub)gradient of f_e at the coordinates `seen` of its vertices to `change`."""
+def gradient(costs: Any, edge: int, seen: Any, change: Any) -> bool:
+    """Write the (sub)gradient of f_e at the coordinates `seen` of its vertices to `change`.
+
+    Returns whether it moves anything; where it does not, `change` may be left as it was.
+    """
     raise NotImplementedError
 
 

@@ -16,9 +16,9 @@ from .compiling import compiled
 from .costs import begin, end, gradient, update, width
 from .loops import EDGE, NOTHING, TURNS
 
-READ, ENTER, LOAD, STORE = 0, 1, 2, 3
-"""What a worker does next: read its edge's vertices one by one, take what is locked, and then load
-and store each vertex."""
+READ, ENTER, LOAD, STORE, LEAVE = 0, 1, 2, 3, 4
+"""What a worker does next: read its edge's vertices one by one, take what is locked, then load and
+store each vertex, and leave the edge; at once, if the gradient moves nothing."""
 OF_ALL, TURN = -2, -3
 """What a worker can wait for beside the lock of a vertex: that of all of x, or its turn."""
 NEVER = -1.0
@@ -62,6 +62,7 @@ class Workers(NamedTuple):
     vertex: NDArray[np.int64]  # (workers,) how many of the edge's vertices that was done to
     seen: NDArray[Any]  # (workers, coordinates of an edge)
     change: NDArray[Any]  # (workers, coordinates of an edge)
+    moves: NDArray[np.bool_]  # (workers,) whether the gradient moves anything
     stamps: NDArray[np.int64]  # (workers, vertices of an edge) `stores` when it was read
     register: NDArray[Any]  # (workers, width) what was loaded
     kept: NDArray[np.int64]  # (workers,) `Memory.kept` when it was loaded
@@ -74,6 +75,7 @@ class Counts(NamedTuple):
     """Of the epoch, in arrays of one element, and of the run."""
 
     finished: NDArray[np.int64]  # updates
+    turns: NDArray[np.int64]  # edges that were left
     waits: NDArray[np.int64]
     holder: NDArray[np.int64]  # (2,) who had the lock of all of x, or the turn, last; and has it
     lag: NDArray[np.int64]  # (3,) sum, maximum and number over all updates of the run
@@ -105,9 +107,12 @@ def interleave(
         elif doing == LOAD:
             after = load(costs, x, times, memory, workers, counts, w, now)
         else:
-            after = now + times.store
-            taken = max(taken, after)
-            if store(costs, x, step, atomic, memory, workers, w):
+            after = now
+            if doing == STORE:
+                after += times.store
+                store(costs, x, step, atomic, memory, workers, counts, w)
+            if workers.doing[w] == LEAVE:
+                taken = max(taken, after)
                 leave(costs, locked, memory, workers, counts, w, after, heap)
                 if not has_edge(workers, w):
                     after = NEVER
@@ -146,10 +151,14 @@ def read(
     after = now + times.read + times.transfer * far(memory, vertex, w)
     workers.vertex[w] = j + 1
     if j + 1 == touched:
-        gradient(costs, edge, workers.seen[w], workers.change[w])
+        moves = gradient(costs, edge, workers.seen[w], workers.change[w])
         after += times.compute * touched * workers.slower[workers.place[w]] + times.delay
         workers.vertex[w] = 0
-        workers.doing[w] = LOAD if locked == NOTHING else ENTER
+        workers.moves[w] = moves
+        if locked == TURNS or (moves and locked != NOTHING):
+            workers.doing[w] = ENTER
+        else:
+            workers.doing[w] = LOAD if moves else LEAVE
     return after
 
 
@@ -173,7 +182,7 @@ def enter(
         after = now + times.lock + times.transfer * far(memory, vertex, w)
     elif locked == TURNS:
         number = (workers.place[w] - workers.starts[w]) * len(workers.place) + w
-        wanted, free = TURN, counts.finished[0] == number
+        wanted, free = TURN, counts.turns[0] == number
         after = now + times.lock + times.handoff * had_by_another(counts, w)
     else:
         wanted, free = OF_ALL, counts.holder[1] < 0
@@ -191,7 +200,7 @@ def enter(
     else:
         counts.holder[:] = w
     workers.vertex[w] = 0
-    workers.doing[w] = LOAD
+    workers.doing[w] = LOAD if workers.moves[w] else LEAVE
     return after
 
 
@@ -215,8 +224,17 @@ def load(
 
 
 @compiled
-def store(costs: Any, x: Any, step: Any, atomic: bool, memory: Any, workers: Any, w: int) -> bool:
-    """Store what was loaded and added to; returns whether that was the edge's last vertex."""
+def store(
+    costs: Any,
+    x: Any,
+    step: Any,
+    atomic: bool,
+    memory: Any,
+    workers: Any,
+    counts: Any,
+    w: int,
+) -> None:
+    """Store what was loaded and added to; the edge's last vertex finishes the update."""
     edge, j, wide = workers.order[workers.place[w]], workers.vertex[w], width(costs)
     first = begin(costs, edge)
     vertex = costs.vertices[first + j]
@@ -233,7 +251,9 @@ def store(costs: Any, x: Any, step: Any, atomic: bool, memory: Any, workers: Any
     memory.writer[vertex] = w
     workers.vertex[w] = j + 1
     workers.doing[w] = LOAD
-    return j + 1 == end(costs, edge) - first
+    if j + 1 == end(costs, edge) - first:
+        counts.finished[0] += 1
+        workers.doing[w] = LEAVE
 
 
 @compiled
@@ -247,15 +267,18 @@ def leave(
     now: float,
     heap: Any,
 ) -> None:
-    """The update is finished: unlock what is locked, and go on to the next edge."""
-    counts.finished[0] += 1
+    """The edge is done with: unlock what is locked, and go on to the next one."""
+    counts.turns[0] += 1
     edge = workers.order[workers.place[w]]
-    if locked == EDGE:
+    if locked == TURNS:
+        wake_one(workers, counts.turns[0] % len(workers.place), now, heap)
+    elif not workers.moves[w]:
+        # Nothing was locked.
+        pass
+    elif locked == EDGE:
         for k in range(begin(costs, edge), end(costs, edge)):
             memory.holder[costs.vertices[k]] = -1
             wake(workers, costs.vertices[k], now, heap)
-    elif locked == TURNS:
-        wake_one(workers, counts.finished[0] % len(workers.place), now, heap)
     elif locked != NOTHING:
         counts.holder[1] = -1
         wake(workers, OF_ALL, now, heap)

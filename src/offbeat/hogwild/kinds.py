@@ -28,6 +28,7 @@ class LinearCosts(NamedTuple):
     shrinkage: NDArray[Any]  # (entries,)
     labels: NDArray[Any]  # (|E|,) y; -1 or 1 for hinge and logistic
     loss: int
+    penalized: bool  # whether any shrinkage is not 0
 
 
 class FactorCosts(NamedTuple):
@@ -66,15 +67,18 @@ class PerceptronCosts(NamedTuple):
 Costs = LinearCosts | FactorCosts | CutCosts | PerceptronCosts
 
 
-def linear_gradient(costs: Any, edge: Any, seen: Any, change: Any) -> None:
+def linear_gradient(costs: Any, edge: Any, seen: Any, change: Any) -> Any:
     first, last = costs.offsets[edge], costs.offsets[edge + 1]
     values, shrinkage = costs.values[first:last], costs.shrinkage[first:last]
     score = seen[0] * 0
     for k in range(len(values)):
         score += values[k] * seen[k]
     slope = slope_of(costs.loss, costs.labels[edge], score)
+    if slope == 0 and not costs.penalized:
+        return False
     for k in range(len(values)):
         change[k] = slope * values[k] + shrinkage[k] * seen[k]
+    return True
 
 
 def linear_value(costs: Any, edge: Any, seen: Any) -> Any:
@@ -103,7 +107,7 @@ def slope_of(loss: Any, label: Any, score: Any) -> Any:
     return score - label
 
 
-def factor_gradient(costs: Any, edge: Any, seen: Any, change: Any) -> None:
+def factor_gradient(costs: Any, edge: Any, seen: Any, change: Any) -> Any:
     rank = costs.rank
     row, column = costs.vertices[2 * edge], costs.vertices[2 * edge + 1]
     error = -costs.ratings[edge]
@@ -112,6 +116,7 @@ def factor_gradient(costs: Any, edge: Any, seen: Any, change: Any) -> None:
     for k in range(rank):
         change[k] = 2 * error * seen[rank + k] + costs.shrinkage[row] * seen[k]
         change[rank + k] = 2 * error * seen[k] + costs.shrinkage[column] * seen[rank + k]
+    return True
 
 
 def factor_value(costs: Any, edge: Any, seen: Any) -> Any:
@@ -125,14 +130,16 @@ def factor_value(costs: Any, edge: Any, seen: Any) -> Any:
     return error**2 + (costs.shrinkage[row] * of_row + costs.shrinkage[column] * of_column) / 2
 
 
-def cut_gradient(costs: Any, edge: Any, seen: Any, change: Any) -> None:
-    ways, terminal = costs.ways, costs.terminals[edge]
+def cut_gradient(costs: Any, edge: Any, seen: Any, change: Any) -> Any:
+    ways, terminal, moves = costs.ways, costs.terminals[edge], False
     for k in range(ways):
         if terminal >= 0:
             change[k] = costs.weights[edge] * np.sign(seen[k] - (k == terminal))
         else:
             change[k] = costs.weights[edge] * np.sign(seen[k] - seen[ways + k])
             change[ways + k] = -change[k]
+        moves = moves or change[k] != 0
+    return moves
 
 
 def cut_value(costs: Any, edge: Any, seen: Any) -> Any:
@@ -169,7 +176,7 @@ def project(point: Any) -> None:
         point[k] = max(0.0, point[k] - threshold)
 
 
-def perceptron_gradient(costs: Any, edge: Any, seen: Any, change: Any) -> None:
+def perceptron_gradient(costs: Any, edge: Any, seen: Any, change: Any) -> Any:
     features, hidden, classes = costs.inputs.shape[1], costs.hidden, costs.classes
     first_bias = hidden * features
     second = first_bias + hidden
@@ -187,6 +194,7 @@ def perceptron_gradient(costs: Any, edge: Any, seen: Any, change: Any) -> None:
         change[first_bias + h] = error
         for f in range(features):
             change[h * features + f] = error * costs.inputs[edge, f]
+    return True
 
 
 def perceptron_value(costs: Any, edge: Any, seen: Any) -> Any:

@@ -220,6 +220,7 @@ def linear_instance(
         shrinkage=shrinkage.astype(precision),
         labels=train.labels.astype(precision),
         loss=loss,
+        penalized=l2 > 0,
     )
     parts = {"train error": train} | ({} if test is None else {"test error": test})
     return Instance(

@@ -3,9 +3,10 @@
     for each edge e that the thread takes:
         read x_e
         compute the gradient of f_e there
-        [lock]
-        for v in e:  x_v <- x_v - step * gradient_v
-        [unlock]
+        unless it is 0:
+            [lock]
+            for v in e:  x_v <- x_v - step * gradient_v
+            [unlock]
 
 The schemes differ in what is locked around the update: nothing, the edge's vertices, all of x, or
 all of x with the threads taking turns.
@@ -100,13 +101,17 @@ def work(
             for k in range(begin(costs, edge), end(costs, edge)):
                 stamps[k - begin(costs, edge)] = watch.last[costs.vertices[k]]
         look(costs, edge, x, seen)
-        gradient(costs, edge, seen, change)
+        # Whoever writes what is there already has the others fetch it again, for nothing.
+        moves = gradient(costs, edge, seen, change)
         if rules.delay_ns > 0:
             wait(rules.delay_ns, shared)
         # A call with arrays counts references to them: that is done only where it is needed.
-        if rules.locked != NOTHING:
+        locks = rules.locked != NOTHING and (moves or in_turn)
+        if locks:
             enter(costs, edge, rules, shared, j)
-        if watch.on:
+        if not moves:
+            pass
+        elif watch.on:
             others = total(watch.finished) - before
             watch.lag[thread, 0] += others
             watch.lag[thread, 1] = max(watch.lag[thread, 1], others)
@@ -116,7 +121,7 @@ def work(
             write_atomically(costs, edge, x, change, step)
         else:
             write(costs, edge, x, change, step)
-        if rules.locked != NOTHING:
+        if locks:
             leave(costs, edge, rules, shared, j)
         j += stride
 

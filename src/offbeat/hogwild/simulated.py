@@ -14,7 +14,7 @@ from .interleaving import Counts, Memory, Times, Workers, interleave
 from .outcome import Collisions, Outcome
 from .problem import Instance, SparseProblem
 from .schemes import Settings, dealt, orders
-from .training import Report, Training, go_through
+from .training import Report, Training
 
 WILDEST = 10.0
 """The largest jitter: of much more the exponential is infinite."""
@@ -57,11 +57,6 @@ class AccessTimes:
         if self.jitter > WILDEST:
             raise ValueError(f"jitter is {self.jitter:g}; it must be at most {WILDEST:g}")
 
-    def alone(self, sizes: NDArray[np.int64], slower: NDArray[np.float64], delay: float) -> float:
-        """Seconds of one worker's going through edges of so many vertices, without locks."""
-        accesses = self.read + self.compute * slower + self.load + self.store
-        return float((accesses * sizes + delay).sum())
-
 
 def simulate(
     problem: SparseProblem,
@@ -89,18 +84,20 @@ def simulate(
     training = Training(problem, settings)
     instance, settings = training.instance, training.settings
     times = times or AccessTimes()
-    together = Interleaved(instance, settings, times)
+    groups = [Interleaved(instance, settings, times) for _ in training.x]
     jitter = np.random.default_rng([settings.seed, 1])
 
     def epoch(step: Any, rng: np.random.Generator) -> float:
         shares = dealt(orders(instance.edges, settings, rng), settings)
         slower = np.exp(times.jitter * jitter.standard_normal(sum(map(len, shares))))
-        if settings.scheme == "averaging":
-            return _apart(training, step, shares, slower, times)
-        return together.epoch(training.x[0], step, shares, slower)
+        if settings.scheme != "averaging":
+            return groups[0].epoch(training.x[0], step, shares, slower)
+        each = np.split(slower, len(shares))
+        runs = zip(groups, training.x, shares, each, strict=True)
+        return max(group.epoch(x, step, [share], slow) for group, x, share, slow in runs)
 
     training.run(epoch, report)
-    met = None if settings.scheme == "averaging" else together.collisions()
+    met = None if settings.scheme == "averaging" else groups[0].collisions()
     return training.outcome(simulated=True, collisions=met)
 
 
@@ -138,6 +135,7 @@ class Interleaved:
         """
         counts = Counts(
             finished=np.zeros(1, np.int64),
+            turns=np.zeros(1, np.int64),
             waits=np.zeros(1, np.int64),
             holder=np.full(2, -1),
             lag=self.lag,
@@ -165,22 +163,6 @@ class Interleaved:
             mean_lag=float(lag[0] / max(lag[2], 1)),
             max_lag=int(lag[1]),
         )
-
-
-def _apart(
-    training: Training,
-    step: Any,
-    shares: list[NDArray[np.int64]],
-    slower: NDArray[np.float64],
-    times: AccessTimes,
-) -> float:
-    """Workers that share nothing: one after the other, each as a thread would."""
-    taken, settings = 0.0, training.settings
-    sizes = training.instance.sizes()
-    for k, (share, slow) in enumerate(zip(shares, np.split(slower, len(shares)), strict=True)):
-        go_through(training.instance, share, training.x[k], step)
-        taken = max(taken, times.alone(sizes[share], slow, settings.delay))
-    return taken
 
 
 def _memory(instance: Instance) -> Memory:
@@ -211,6 +193,7 @@ def _workers(
         vertex=zeros(),
         seen=np.empty((count, instance.most), kind),
         change=np.empty((count, instance.most), kind),
+        moves=np.zeros(count, np.bool_),
         stamps=np.empty((count, vertices), np.int64),
         register=np.empty((count, instance.width), kind),
         kept=zeros(),
