@@ -11,7 +11,8 @@ ours with one and two threads, with the samples in any order or in blocks of 8 i
 them two threads that take half of the samples each and share nothing, and reading the samples once.
 With the penalty every update writes, without it those within the margin. What a cache line takes
 from one core to the other is measured before and after each round, as virtual machines move between
-cores: rounds in which it took longer than 100 ns are put aside. Part `delays`:
+cores: rounds in which it took longer than 100 ns are put aside. Part `limit`: what the accesses
+alone take, in a bare loop, by how many updates write. Part `delays`:
 schemes on two threads, and on ten simulated workers, with a delay after each gradient, as in the
 paper's figure 5. Part `density`: speed-up against the number of features that samples of 20
 nonzeros are drawn from. All contestants of a part take turns; the figures are medians over the
@@ -22,7 +23,6 @@ from __future__ import annotations
 
 import functools
 import statistics
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -30,20 +30,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from common import options
+from common.cores import NEAR_NS, read_and_write, together, transfer
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import SGDClassifier
 
 from offbeat.hogwild import Instance, Scheme, Settings, SparseSVM, simulate, train
-from offbeat.hogwild.atomics import atomic_load, atomic_store
 from offbeat.hogwild.compiling import compiled
 from offbeat.hogwild.outcome import machine
 from offbeat.hogwild.schemes import orders
 from offbeat.hogwild.training import go_through
 
 BLOCKS = (1, 8)
-NEAR_NS = 100.0
-"""A cache line's way between cores that share a cache takes less."""
-PASSES = 20_000
 RIVAL, APART = "SGDClassifier", "2 threads that share nothing"
 SKEWS = {"drawn alike": 0.0, "by Zipf's law, exponent 0.75": 0.75}
 Figures = dict[str, Any]
@@ -63,35 +60,29 @@ KINDS = {
 }
 
 
-def medians(contestants: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Of each, the median over rounds in which all take turns."""
-    found = [{name: measure() for name, measure in contestants.items()} for _ in range(rounds)]
-    return _medians(found)
+class Measured(NamedTuple):
+    medians: dict[str, float]
+    """Of each contestant, over the rounds that count."""
+    transfer: float
+    """Nanoseconds of a cache line from core to core, in those."""
+    aside: int
+    """Rounds that do not count, as the cores were far from each other."""
 
 
-def _medians(found: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {name: statistics.median(taken[name] for taken in found) for name in found[0]}
-
-
-@compiled
-def pass_on(turn: Any, mine: int, times: int) -> None:
-    """Wait for one's turn, and give the other thread its own."""
-    for k in range(times):
-        while atomic_load(turn, 0) != 2 * k + mine:
-            pass
-        atomic_store(turn, 0, 2 * k + mine + 1)
-
-
-def transfer() -> float:
-    """Nanoseconds that a cache line takes from one core to another."""
-    turn = np.zeros(1, np.int64)
-    both = [threading.Thread(target=pass_on, args=(turn, mine, PASSES)) for mine in (0, 1)]
-    begun = time.perf_counter()
-    for thread in both:
-        thread.start()
-    for thread in both:
-        thread.join()
-    return (time.perf_counter() - begun) / PASSES / 2 * 1e9
+def measured(contestants: dict[str, Callable[[], float]], rounds: int) -> Measured:
+    """What each takes; in a round all take turns."""
+    found = list[tuple[float, dict[str, float]]]()
+    for _ in range(rounds):
+        before = transfer()
+        taken = {name: measure() for name, measure in contestants.items()}
+        found.append((max(before, transfer()), taken))
+    # Where all have been far there is nothing better.
+    near = [entry for entry in found if entry[0] < NEAR_NS] or found
+    return Measured(
+        medians={name: statistics.median(taken[name] for _, taken in near) for name in contestants},
+        transfer=statistics.median(ns for ns, _ in near),
+        aside=rounds - len(near),
+    )
 
 
 @compiled
@@ -105,27 +96,26 @@ def read_once(vertices: Any, values: Any, shrinkage: Any) -> float:
 def speed(rounds: int, rows: int, quick: bool) -> Figures:
     """Nanoseconds for each nonzero and epoch."""
     figures: Figures = {}
-    pass_on(np.zeros(1, np.int64), 0, 0)
     for of_features, skew in SKEWS.items():
         for kind, regularized in KINDS.items():
             if quick:
                 regularized = regularized._replace(epochs=1)
             problem = SparseSVM(rows=rows, skew=skew, noise=0.1, l2=rows * regularized.alpha / 2)
             name = f"features {of_features}, {kind}"
-            figures[name] = measured = _speed(problem, regularized, rounds)
+            figures[name] = found = _speed(problem, regularized, rounds)
             sparsity = problem.instance().sparsity
             print(f"\n{name}: {rows:,} rows, {sparsity}")
             print(
-                f"{measured['written']:.0%} of updates write; a cache line took "
-                f"{measured['transfer']:.0f} ns from core to core, and {measured['put aside']} of "
+                f"{found['written']:.0%} of updates write; a cache line took "
+                f"{found['transfer']:.0f} ns from core to core, and {found['put aside']} of "
                 f"{rounds} rounds were put aside\n"
             )
             print("| | ns per nonzero and epoch | objective |\n|---|---|---|")
-            for contestant, ns in measured["ns"].items():
-                objective = measured["objective"].get(contestant)
+            for contestant, ns in found["ns"].items():
+                objective = found["objective"].get(contestant)
                 shown = "" if objective is None else f"{objective:.4f}"
                 print(f"| {contestant} | {ns:.2f} | {shown} |")
-            ns = measured["ns"]
+            ns = found["ns"]
             print()
             for block in BLOCKS:
                 one, two = ns[_name(1, block)], ns[_name(2, block)]
@@ -191,21 +181,15 @@ def _speed(problem: SparseSVM, regularized: Regularized, rounds: int) -> Figures
         APART: apart,
         "reading the samples": floor,
     }
-    found = list[tuple[float, dict[str, float]]]()
-    for _ in range(rounds):
-        before = transfer()
-        taken = {name: measure() for name, measure in contestants.items()}
-        found.append((max(before, transfer()), taken))
-    near = [taken for ns, taken in found if ns < NEAR_NS]
+    found = measured(contestants, rounds)
     watched = train(problem, replace(constant, watch=True)).collisions
     assert watched is not None
     return {
-        # Where all have been far there is nothing better.
-        "ns": _medians(near or [taken for _, taken in found]),
+        "ns": found.medians,
         "objective": ours,
         "written": float(watched.updates.sum() / nonzeros / epochs),
-        "transfer": statistics.median(ns for ns, _ in found if ns < NEAR_NS or not near),
-        "put aside": rounds - len(near) if near else 0,
+        "transfer": found.transfer,
+        "put aside": found.aside,
     }
 
 
@@ -224,13 +208,49 @@ def _apart(instance: Instance, epochs: int, step: float) -> float:
             go_through(instance, share, x, np.float32(step))
 
     halves = np.array_split(order, 2)
-    both = [threading.Thread(target=take, args=(half,)) for half in halves]
-    begun = time.perf_counter()
-    for thread in both:
-        thread.start()
-    for thread in both:
-        thread.join()
-    return time.perf_counter() - begun
+    return together(lambda mine: take(halves[mine]))
+
+
+def limit(rounds: int, rows: int, given: Sequence[float]) -> Figures:
+    """Nanoseconds for each nonzero of the bare accesses: 1 thread, 2, and 2 with an x each."""
+    rng = np.random.default_rng(0)
+    features = np.sort(rng.integers(0, 47_236, (rows, 75), np.int32))
+    values = np.full((rows, 75), 0.1, np.float32)
+    common, own = np.zeros(47_236, np.float32), np.zeros(47_236, np.float32)
+    figures: Figures = {}
+    print(f"\nthe accesses alone: {rows:,} rows of 75 of 47,236 features; ns per nonzero\n")
+    print("| updates that write | 1 thread | 2 threads | ratio | 2 that share nothing |")
+    print("|---|---|---|---|---|")
+    for fraction in given:
+        writes = rng.random(rows) < fraction
+
+        def half(mine: int, x: Any, writes: Any = writes) -> None:
+            read_and_write(features, values, writes, x, rows // 2 * mine, rows // 2 * (mine + 1))
+
+        def one(half: Callable[[int, Any], None] = half) -> float:
+            begun = time.perf_counter()
+            half(0, common)
+            half(1, common)
+            return time.perf_counter() - begun
+
+        def two(half: Callable[[int, Any], None] = half) -> float:
+            return together(lambda mine: half(mine, common))
+
+        def apart(half: Callable[[int, Any], None] = half) -> float:
+            return together(lambda mine: half(mine, (common, own)[mine]))
+
+        contestants = {"1": one, "2": two, "apart": apart}
+        one()
+        ns = {
+            name: seconds / values.size * 1e9
+            for name, seconds in measured(contestants, rounds).medians.items()
+        }
+        figures[f"{fraction:g}"] = ns
+        print(
+            f"| {fraction:.0%} | {ns['1']:.2f} | {ns['2']:.2f} | {ns['1'] / ns['2']:.2f} "
+            f"| {ns['apart']:.2f} |"
+        )
+    return figures
 
 
 def _seconds(run: Callable[..., Any], problem: SparseSVM, settings: Settings) -> float:
@@ -264,7 +284,7 @@ def delays(rounds: int, rows: int, given: Sequence[float]) -> Figures:
                 )
                 for scheme in ("serial", *SCHEMES)
             }
-            taken = medians(contestants, 1 if simulated else rounds)
+            taken = measured(contestants, 1 if simulated else rounds).medians
             ratios = {scheme: taken["serial"] / taken[scheme] for scheme in SCHEMES}
             figures[kind][f"{delay:g}"] = ratios
             cells = " | ".join(f"{ratio:.2f}" for ratio in ratios.values())
@@ -281,13 +301,13 @@ def density(rounds: int, rows: int, given: Sequence[int]) -> Figures:
     for features in given:
         problem = SparseSVM(rows=rows, features=features, nonzeros=20)
         alone, both = Settings(scheme="serial", workers=1, epochs=5), Settings(epochs=5)
-        taken = medians(
+        taken = measured(
             {
                 "serial": functools.partial(_seconds, train, problem, alone),
                 "hogwild": functools.partial(_seconds, train, problem, both),
             },
             rounds,
-        )
+        ).medians
         ten = simulate(problem, Settings(workers=10, epochs=2))
         one = simulate(problem, Settings(scheme="serial", workers=1, epochs=2))
         sparsity, met = problem.instance().sparsity, ten.collisions
@@ -307,7 +327,7 @@ def density(rounds: int, rows: int, given: Sequence[int]) -> Figures:
     return figures
 
 
-PARTS = ("speed", "delays", "density")
+PARTS = ("speed", "limit", "delays", "density")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -325,6 +345,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for part in asked.parts or PARTS:
         if part == "speed":
             figures[part] = speed(rounds, 500 if quick else 200_000, quick)
+        elif part == "limit":
+            figures[part] = limit(rounds, 500 if quick else 100_000, (1.0, 0.5, 0.25, 0.1, 0.0))
         elif part == "delays":
             given = (0.0, 1e-6) if quick else (0.0, 1e-6, 1e-5, 1e-4, 1e-3)
             figures[part] = delays(rounds, 100 if quick else 2000, given)
