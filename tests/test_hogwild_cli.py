@@ -208,6 +208,7 @@ def test_accesses_that_take_no_time(tmp_path, capsys):
     ("options", "said"),
     [
         (["--delay", "1e10"], "delay is 1e+10 seconds; it must be from 0 to 3600"),
+        (["--threads", "2", "5000"], "5,000 threads; at most 1,024, and this machine has"),
         (["--seed", "-1"], "seed is -1; it must be at least 0"),
         (["--workers", "2", "--times.jitter", "1000"], "jitter is 1000; it must be at most 10"),
     ],

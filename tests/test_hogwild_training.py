@@ -335,6 +335,11 @@ def test_more_threads_than_cores_are_said_to_be():
     assert f"{workers} threads on" in found.notes[0]
 
 
+def test_thousands_of_threads_are_refused():
+    with pytest.raises(ValueError, match=r"1,025 threads; at most 1,024, and this machine has \d"):
+        train(SparseSVM(rows=100, nonzeros=5), Settings(workers=1025))
+
+
 def test_the_delay_is_waited_after_every_gradient():
     problem = SparseSVM(rows=200, nonzeros=5)
     found = train(problem, Settings(scheme="serial", workers=1, epochs=1, delay=1e-4))

@@ -22,6 +22,7 @@ from ..hogwild import (
     train,
 )
 from ..hogwild.outcome import cores_here
+from ..hogwild.threads import require_threads
 from ..labels import label
 from .commands import output_directory, parsed_options
 from .errors import UsageError, nearest, one_line
@@ -161,6 +162,8 @@ def _runs(problems: Sequence[SparseProblem], parsed: Any) -> Iterator[Asked]:
         if parsed.watch and scheme == "averaging" and not simulated:
             continue
         try:
+            if not simulated:
+                require_threads(count)
             settings = Settings(
                 scheme=scheme,
                 workers=1 if scheme == "serial" and count > 0 else count,

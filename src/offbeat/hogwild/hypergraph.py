@@ -153,7 +153,11 @@ def pattern_for(omega: int, vertices: int, rho: float) -> NDArray[np.int64]:
 
 def differences(pattern: NDArray[np.int64], vertices: int) -> int:
     """How many differences modulo `vertices` the pattern has, 0 among them."""
-    return len(np.unique((pattern[:, None] - pattern) % vertices))
+    present = np.zeros(vertices, bool)
+    # One after the other: all at once they are Omega^2.
+    for vertex in pattern:
+        present[(vertex - pattern) % vertices] = True
+    return int(present.sum())
 
 
 def _spread(omega: int, vertices: int, together: int) -> NDArray[np.int64]:
@@ -161,7 +165,8 @@ def _spread(omega: int, vertices: int, together: int) -> NDArray[np.int64]:
     rng = np.random.default_rng(omega)
     pattern = np.arange(together, dtype=np.int64)
     present = np.zeros(vertices, bool)
-    present[(pattern[:, None] - pattern) % vertices] = True
+    # Of the neighbours.
+    present[pattern] = present[-pattern % vertices] = True
     while len(pattern) < omega:
         candidates = rng.integers(together, vertices, 32)
         candidates = candidates[~np.isin(candidates, pattern)]

@@ -16,6 +16,8 @@ from .training import Report, Training, go_through, no_watch, shared_by_threads
 
 MOST_BLOCKS = 8
 """Blocks that a thread takes at a time, where there are many."""
+MOST_THREADS = 1024
+"""More would start one after the other, and hardly run; `simulate` has workers without number."""
 LEAST_TURNS = 64
 """How often each thread takes edges in an epoch, so that all end at about the same time."""
 
@@ -34,6 +36,7 @@ def train(problem: SparseProblem, settings: Settings, report: Report | None = No
         ValueError: in one line, if the problem's data is damaged, or it cannot be trained so.
         Diverged: x is not finite any more.
     """
+    require_threads(settings.workers)
     training = Training(problem, settings)
     instance, workers = training.instance, settings.workers
     watch = _watch(instance, settings) if settings.watch else no_watch(workers)
@@ -83,6 +86,19 @@ def train(problem: SparseProblem, settings: Settings, report: Report | None = No
         machine=machine(),
         notes=_notes(settings),
     )
+
+
+def require_threads(count: int) -> None:
+    """Refuse more threads than can be of use.
+
+    Raises:
+        ValueError: in one line, if there are more than 1,024.
+    """
+    if count > MOST_THREADS:
+        raise ValueError(
+            f"{count:,} threads; at most {MOST_THREADS:,}, and this machine has {cores_here()} "
+            "cores: simulate more"
+        )
 
 
 def _watch(instance: Instance, settings: Settings) -> Watch:
