@@ -10,19 +10,17 @@ epochs with an equal, constant step: scikit-learn's SGDClassifier (Cython, one t
 ours with one and two threads, with the samples in any order or in blocks of 8 in any order; beside
 them two threads that take half of the samples each and share nothing, and reading the samples once.
 With the penalty every update writes, without it those within the margin. What a cache line takes
-from one core to the other is measured before and after each round, as virtual machines move between
-cores: rounds in which it took longer than 100 ns are put aside. Part `limit`: what the accesses
-alone take, in a bare loop, by how many updates write. Part `delays`:
-schemes on two threads, and on ten simulated workers, with a delay after each gradient, as in the
-paper's figure 5. Part `density`: speed-up against the number of features that samples of 20
-nonzeros are drawn from. All contestants of a part take turns; the figures are medians over the
-rounds.
+from one core to the other is measured before and after each figure, as virtual machines move
+between cores: where it took longer than 100 ns the figure does not count. Part `limit`: what the
+accesses alone take, in a bare loop, by how many updates write. Part `delays`: schemes on two
+threads, and on ten simulated workers, with a delay after each gradient, as in the paper's figure 5.
+Part `density`: speed-up against the number of features that samples of 20 nonzeros are drawn from.
+All contestants of a part take turns; the figures are medians over the rounds.
 """
 
 from __future__ import annotations
 
 import functools
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -30,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from common import options
-from common.cores import NEAR_NS, read_and_write, together, transfer
+from common.cores import Trials, read_and_write, together
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import SGDClassifier
 
@@ -60,29 +58,13 @@ KINDS = {
 }
 
 
-class Measured(NamedTuple):
-    medians: dict[str, float]
-    """Of each contestant, over the rounds that count."""
-    transfer: float
-    """Nanoseconds of a cache line from core to core, in those."""
-    aside: int
-    """Rounds that do not count, as the cores were far from each other."""
-
-
-def measured(contestants: dict[str, Callable[[], float]], rounds: int) -> Measured:
+def measured(contestants: dict[str, Callable[[], float]], rounds: int) -> Trials:
     """What each takes; in a round all take turns."""
-    found = list[tuple[float, dict[str, float]]]()
+    trials = Trials()
     for _ in range(rounds):
-        before = transfer()
-        taken = {name: measure() for name, measure in contestants.items()}
-        found.append((max(before, transfer()), taken))
-    # Where all have been far there is nothing better.
-    near = [entry for entry in found if entry[0] < NEAR_NS] or found
-    return Measured(
-        medians={name: statistics.median(taken[name] for _, taken in near) for name in contestants},
-        transfer=statistics.median(ns for ns, _ in near),
-        aside=rounds - len(near),
-    )
+        for name, measure in contestants.items():
+            trials.take(name, measure)
+    return trials
 
 
 @compiled
@@ -105,11 +87,7 @@ def speed(rounds: int, rows: int, quick: bool) -> Figures:
             figures[name] = found = _speed(problem, regularized, rounds)
             sparsity = problem.instance().sparsity
             print(f"\n{name}: {rows:,} rows, {sparsity}")
-            print(
-                f"{found['written']:.0%} of updates write; a cache line took "
-                f"{found['transfer']:.0f} ns from core to core, and {found['put aside']} of "
-                f"{rounds} rounds were put aside\n"
-            )
+            print(f"{found['written']:.0%} of updates write; {found['said']}\n")
             print("| | ns per nonzero and epoch | objective |\n|---|---|---|")
             for contestant, ns in found["ns"].items():
                 objective = found["objective"].get(contestant)
@@ -185,11 +163,10 @@ def _speed(problem: SparseSVM, regularized: Regularized, rounds: int) -> Figures
     watched = train(problem, replace(constant, watch=True)).collisions
     assert watched is not None
     return {
-        "ns": found.medians,
+        "ns": found.medians(),
         "objective": ours,
         "written": float(watched.updates.sum() / nonzeros / epochs),
-        "transfer": found.transfer,
-        "put aside": found.aside,
+        "said": str(found),
     }
 
 
@@ -243,7 +220,7 @@ def limit(rounds: int, rows: int, given: Sequence[float]) -> Figures:
         one()
         ns = {
             name: seconds / values.size * 1e9
-            for name, seconds in measured(contestants, rounds).medians.items()
+            for name, seconds in measured(contestants, rounds).medians().items()
         }
         figures[f"{fraction:g}"] = ns
         print(
@@ -284,7 +261,7 @@ def delays(rounds: int, rows: int, given: Sequence[float]) -> Figures:
                 )
                 for scheme in ("serial", *SCHEMES)
             }
-            taken = measured(contestants, 1 if simulated else rounds).medians
+            taken = measured(contestants, 1 if simulated else rounds).medians()
             ratios = {scheme: taken["serial"] / taken[scheme] for scheme in SCHEMES}
             figures[kind][f"{delay:g}"] = ratios
             cells = " | ".join(f"{ratio:.2f}" for ratio in ratios.values())
@@ -307,7 +284,7 @@ def density(rounds: int, rows: int, given: Sequence[int]) -> Figures:
                 "hogwild": functools.partial(_seconds, train, problem, both),
             },
             rounds,
-        ).medians
+        ).medians()
         ten = simulate(problem, Settings(workers=10, epochs=2))
         one = simulate(problem, Settings(scheme="serial", workers=1, epochs=2))
         sparsity, met = problem.instance().sparsity, ten.collisions

@@ -256,14 +256,24 @@ def test_hogwild_runs_quickly(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert figures["density"]["100"]["collided"] > figures["density"]["2000"]["collided"]
 
 
-def test_rounds_in_which_cores_were_far_apart_do_not_count(monkeypatch: pytest.MonkeyPatch):
-    hogwild = importlib.import_module("hogwild")
+def test_what_was_measured_while_cores_were_far_apart_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    cores = importlib.import_module("common.cores")
     ways, taken = iter([50.0, 60.0, 50.0, 300.0, 70.0, 70.0]), iter([1.0, 1000.0, 3.0])
-    monkeypatch.setattr(hogwild, "transfer", lambda: next(ways))
-    found = hogwild.measured({"one": lambda: next(taken)}, 3)
-    assert found == ({"one": 2.0}, 65.0, 1)
-    monkeypatch.setattr(hogwild, "transfer", lambda: 300.0)
-    assert hogwild.measured({"one": lambda: 7.0}, 2) == ({"one": 7.0}, 300.0, 0)
+    monkeypatch.setattr(cores, "transfer", lambda: next(ways))
+    trials = cores.Trials()
+    for _ in range(3):
+        trials.take("one", lambda: next(taken))
+    assert trials.values("one") == [1.0, 3.0]
+    assert trials.medians() == {"one": 2.0}
+    assert (trials.transfer, trials.aside) == (65.0, 1)
+    assert "took 65 ns" in str(trials)
+    assert "1 of 3 figures" in str(trials)
+    monkeypatch.setattr(cores, "transfer", lambda: 300.0)
+    trials.take("far", lambda: 7.0)
+    assert trials.values("far") == [7.0]
+    assert trials.aside == 1
 
 
 def test_hogwild_of_processes_runs_quickly(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -2,17 +2,21 @@
 
 The floor is two processes that train alone at the same time, in a plain loop; with the allocator's
 defaults or with offbeat's setting of it, whichever is the faster. What a contestant takes above it
-is the price of its communication; ratios are of these.
+is the price of its communication; ratios are of these. Figures of when the two cores were far from
+each other do not count.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import statistics
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 from common import ours
+from common.cores import Trials
 from common.figures import Part
 from common.groups import Contestant, Group
 from common.workloads import RandomData
@@ -56,14 +60,27 @@ def _measure(network: str, rounds: int, steps: int) -> Part:
             part.notes.append("decent-dp is not installed: left out")
         for name, method in METHODS.items():
             groups[f"{name}, own loop"] = group(ours.loop, method)
+        contestants: dict[str, Callable[[], list[float]]] = {
+            name: functools.partial(contestant.burst, steps) for name, contestant in groups.items()
+        }
+        for name, method in METHODS.items():
+            contestants[f"{name}, offbeat.run"] = functools.partial(_run, method, problem, steps)
+        trials = Trials()
         for _ in range(rounds):
-            for name, contestant in groups.items():
-                part.add(name, 1e3 * statistics.median(contestant.burst(steps)))
-            for name, method in METHODS.items():
-                run = ours.run(method, problem, steps=steps)
-                part.add(f"{name}, offbeat.run", 1e3 * statistics.median(ours.step_seconds(run)))
+            for name, measure in contestants.items():
+                trials.take(name, functools.partial(_milliseconds, measure))
+    part.rounds = {name: trials.values(name) for name in contestants}
+    part.notes.append(str(trials))
     _compare(part)
     return part
+
+
+def _milliseconds(measure: Callable[[], list[float]]) -> float:
+    return 1e3 * statistics.median(measure())
+
+
+def _run(method: Method, problem: RandomData, steps: int) -> list[float]:
+    return ours.step_seconds(ours.run(method, problem, steps=steps))
 
 
 def _compare(part: Part) -> None:
