@@ -4,6 +4,7 @@ import importlib
 import inspect
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -316,7 +317,20 @@ def test_methods_are_listed_by_family(capsys):
     out = capsys.readouterr().out
     assert all(name in out for name in METHODS)
     line = next(line for line in out.splitlines() if line.startswith("ADPSGD"))
-    assert line.split()[1:7] == ["worker,", "answer", "no", "2.07", "any", "yes"]
+    assert line.split()[1:7] == ["worker,", "answer", "no", "2", "any", "yes"]
+
+
+def test_each_method_s_row_is_what_it_declares():
+    table = methods_table(dict.fromkeys(METHODS, 0.5), True)
+    rows = {row[0]: row for row in zip(*(c.cells for c in table.columns), strict=True)}
+    for name, method in METHODS.items():
+        _, roles, synchronous, sent, stale, survives, paper = rows[name]
+        bound = method().staleness_bound(4)
+        assert ("server" in roles) == bool(method().server_count)
+        assert synchronous == ("yes" if method.synchronous else "no")
+        assert (sent, stale) == ("0.5", "any" if bound is None else str(bound))
+        assert survives == ("yes" if method.survives_loss else "no")
+        assert re.search(r"\d{4}, ", paper)
 
 
 def test_a_method_is_explained_with_its_settings(capsys):
@@ -329,9 +343,9 @@ def test_a_method_is_explained_with_its_settings(capsys):
     assert out.endswith(f"{Path('methods', 'local_sgd.py')}\n")
 
 
-@pytest.mark.parametrize(("wide", "columns"), [(False, 5), (True, 7)])
+@pytest.mark.parametrize(("wide", "columns"), [(False, 6), (True, 7)])
 def test_methods_fit_the_terminal(wide, columns):
-    table = methods_table(wide)
+    table = methods_table(dict.fromkeys(METHODS, 0.25), wide)
     assert len(table.columns) == columns
     console = Console(width=WIDE if wide else 80, file=io.StringIO(), record=True)
     console.print(table)

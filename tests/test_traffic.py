@@ -6,9 +6,12 @@ from offbeat.methods import (
     SGD,
     AllReduceSGD,
     AsyncSGD,
+    DiLoCo,
     LocalSGD,
+    PostLocalSGD,
     PowerSGD,
     StochasticGradientPush,
+    StreamingDiLoCo,
     SyncSGD,
 )
 from offbeat.traffic import models_sent
@@ -22,6 +25,11 @@ from offbeat.traffic import models_sent
         (AllReduceSGD(), 2, 1.0),
         (AllReduceSGD(), 8, 1.75),
         (LocalSGD(local_steps=8), 4, 1.5 / 8),
+        # Once it is local.
+        (PostLocalSGD(local_steps=16, switch=50), 4, 1.5 / 16),
+        (DiLoCo(local_steps=16), 4, 1.5 / 16),
+        # As much as DiLoCo, at other times.
+        (StreamingDiLoCo(local_steps=16, fragments=2), 4, 1.5 / 16),
         # A push and a pull.
         (AsyncSGD(), 4, 2.0),
         (SyncSGD(), 4, 2.0),

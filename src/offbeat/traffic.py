@@ -11,8 +11,10 @@ from .method import Method
 from .problems import LeastSquares
 from .testing import simulated, small_experiment
 
-ROUNDS = 32
-"""A multiple of the periods at which methods commonly communicate."""
+BEGINNING = 64
+"""Rounds that do not count: a method may communicate otherwise while it begins."""
+ROUNDS = 64
+"""Rounds that do; a multiple of the periods at which methods commonly communicate."""
 LAYERS = 4
 
 
@@ -46,10 +48,16 @@ class _Linear(nn.Module):
 def models_sent(method: Method, workers: int, *, side: int = 32) -> float:
     """Bytes that all nodes together send for each gradient, in sizes of the model.
 
-    They are those of a short simulation with equal workers, and a model of `LAYERS` matrices
-    of `side` rows and columns.
+    They are what a simulation of 128 rounds, with equal workers, sends beyond one of 64: how a
+    method begins and ends does not count. The model is `LAYERS` matrices of `side` rows and
+    columns.
     """
     dimension = LAYERS * side**2
     problem = _Matrices(side=side, dimension=dimension, samples=16 * workers)
-    run = simulated(small_experiment(method, workers=workers, steps=ROUNDS, problem=problem))
-    return run.metrics[-1].bytes / (len(run.trace.gradients) * 4 * dimension)
+
+    def totals(rounds: int) -> tuple[int, int]:
+        run = simulated(small_experiment(method, workers=workers, steps=rounds, problem=problem))
+        return run.metrics[-1].bytes, len(run.trace.gradients)
+
+    (few, before), (many, after) = totals(BEGINNING), totals(BEGINNING + ROUNDS)
+    return (many - few) / ((after - before) * 4 * dimension)

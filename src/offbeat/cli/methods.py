@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
@@ -16,7 +16,7 @@ from ..methods import METHODS
 from ..traffic import models_sent
 from .commands import parsed_options
 from .errors import UsageError, one_line
-from .output import console
+from .output import console, progress_bar
 from .parsers import command_parser
 from .spec import spec_of
 
@@ -26,7 +26,8 @@ WORKERS = 4
 WIDE = 124
 """Characters that the roles and the papers' titles need."""
 LEGEND = f"""\
-Sent: bytes that all nodes send for each gradient, in sizes of the model, with {WORKERS} workers.
+Synchronous: each step waits for every worker.
+Sent: bytes that all nodes send for each gradient, over the model's bytes, with {WORKERS} workers.
 Stale: the most steps that a gradient which is applied may have missed.
 Survives: the others go on when a worker is lost. All of these under the default settings."""
 
@@ -47,20 +48,31 @@ def methods(options: Sequence[str]) -> int:
         return 0
     out = console()
     wide = out.width >= WIDE
-    out.print(methods_table(wide))
+    sent = dict[str, float]()
+    with progress_bar("simulating", len(METHODS), "methods") as bar:
+        for name, method in METHODS.items():
+            sent[name] = models_sent(method(), WORKERS)
+            if bar is not None:
+                bar.update(bar.task_ids[0], advance=1, now=name)
+    out.print(methods_table(sent, wide))
     out.print(f"\n{LEGEND}")
     if not wide:
-        out.print("`offbeat cite` prints the papers' titles.")
+        out.print("`offbeat methods NAME` tells the roles, `offbeat cite` the papers' titles.")
     return 0
 
 
-def methods_table(wide: bool) -> Table:
-    """Every method of the registry, by family; roles and titles only where there is room."""
+def methods_table(sent: Mapping[str, float], wide: bool) -> Table:
+    """Every method of the registry, by family; roles and titles only where there is room.
+
+    Args:
+        sent: of each method, models for each gradient.
+        wide: whether there is room.
+    """
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("method", no_wrap=True)
     if wide:
         table.add_column("roles", no_wrap=True)
-        table.add_column("synchronous")
+    table.add_column("synchronous" if wide else "sync", no_wrap=True)
     table.add_column("sent", justify="right")
     table.add_column("stale", justify="right")
     table.add_column("survives a loss" if wide else "survives", no_wrap=True)
@@ -74,8 +86,9 @@ def methods_table(wide: bool) -> Table:
         papers = [f"{c.short}, {c.title}" if wide else c.short for c in citations(method)]
         table.add_row(
             method.__name__,
-            *[_roles(method()), "yes" if method.synchronous else "no"] * wide,
-            f"{models_sent(method(), WORKERS):.3g}",
+            *[_roles(method())] * wide,
+            "yes" if method.synchronous else "no",
+            f"{sent[method.__name__]:.3g}",
             _staleness(method()),
             "yes" if method.survives_loss else "no",
             "; ".join(papers),
