@@ -42,28 +42,44 @@ def pseudocode(experiment, ended, server_step):
     gradient = by_hand(experiment)
     server = torch.zeros(8, dtype=torch.double)
     x, accrued, t = [server] * n, [torch.zeros_like(server)] * n, [0] * n
+    fetched = [server] * n
     for row in ended[ended["end_ns"].argsort()]:
         i = int(row["node"])
         g = gradient(x[i], i, t[i])
         accrued[i] = accrued[i] + g
+        if method.fetch == "overlap" and t[i] % method.fetch_every == 0:
+            x[i] = fetched[i]  # It was asked for when the gradient was begun, at another x.
         x[i] = x[i] - method.local_lr * g
         t[i] += 1
         if t[i] % method.push_every == 0:
             server = server_step(server, accrued[i])
             accrued[i] = torch.zeros_like(server)
         if t[i] % method.fetch_every == 0:
-            x[i] = server
+            fetched[i] = server
+            x[i] = server if method.fetch == "wait" else x[i]
     assert len(set(t)) == n
     return server
 
 
 @pytest.mark.parametrize("servers", [1, 2])
+@pytest.mark.parametrize("fetch", ["overlap", "wait"])
 @pytest.mark.parametrize(("fetch_every", "push_every"), [(1, 1), (1, 4), (4, 1), (3, 3), (3, 5)])
-def test_it_is_its_pseudocode(fetch_every, push_every, servers):
+def test_it_is_its_pseudocode(fetch_every, push_every, fetch, servers):
     method = Downpour(
-        fetch_every=fetch_every, push_every=push_every, local_lr=0.03, fetch="wait", servers=servers
+        fetch_every=fetch_every, push_every=push_every, local_lr=0.03, fetch=fetch, servers=servers
     )
     experiment = small_experiment(method, workers=3, steps=30, lr=0.02, cluster=quick(3))
+    run = simulated(experiment)
+    expected = pseudocode(experiment, run.trace.gradients, lambda x, total: x - 0.02 * total)
+    close(run.vector, expected)
+
+
+@pytest.mark.parametrize("fetch_every", [1, 3])
+def test_a_fetch_slower_than_the_gradient_is_waited_for(fetch_every):
+    # Of one worker, what the server holds does not depend on when it is asked.
+    cluster = Cluster(workers=1, compute=Constant(seconds=0.01), latency=0.02)
+    method = Downpour(fetch_every=fetch_every, push_every=2, local_lr=0.03)
+    experiment = small_experiment(method, workers=1, steps=30, lr=0.02, cluster=cluster)
     run = simulated(experiment)
     expected = pseudocode(experiment, run.trace.gradients, lambda x, total: x - 0.02 * total)
     close(run.vector, expected)

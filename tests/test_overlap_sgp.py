@@ -18,6 +18,7 @@ from offbeat.runtime.processes import run_processes
 from offbeat.runtime.replay import replay_run
 from offbeat.runtime.simulated import Simulation
 from offbeat.runtime.world import World
+from offbeat.schedule import Cosine
 from offbeat.suspensions import PeerLost
 from offbeat.testing import (
     audited,
@@ -29,6 +30,7 @@ from offbeat.testing import (
     small_experiment,
 )
 from offbeat.topology import Graph, OnePeerExponential
+from test_theory import by_hand
 
 # Strongly connected, out-degrees 3, 1, 2, 1, 1: no weight stays at 1.
 IRREGULAR = Graph(
@@ -249,6 +251,44 @@ def test_slow_momentum_averages_all_mass_that_is_under_way_too(overlap):
         torch.testing.assert_close(node.parameters, STARTS.mean(dim=0), rtol=0, atol=1e-12)
         assert node.state(PushSum) == PushSum()
     assert not simulation.in_flight
+
+
+@pytest.mark.parametrize("buffers", ["reset", "keep"])
+@pytest.mark.parametrize(
+    ("overlap", "latency", "delay"),
+    [(0, 0.1, 0), (1, 0.1, 1), (2, 0.1, 2), (6, 0.1, 6), (3, 1e-3, 1)],
+)
+def test_slow_momentum_over_overlapping_push_is_its_pseudocode(overlap, latency, delay, buffers):
+    """What is under way at the end of a block is in the mean, and the next begins with w = 1."""
+    method = SlowMo(inner=push(overlap), period=5, alpha=0.9, beta=0.6, buffers=buffers)
+    schedule = Cosine(total=20 * 5 * 4)
+    experiment = small_experiment(
+        method, workers=5, steps=20, lr=0.02, momentum=0.9, schedule=schedule,
+        cluster=equal_workers(latency),
+    )  # fmt: skip
+    gradient = by_hand(experiment)
+    P = torch.from_numpy(mixing_matrix(IRREGULAR, 5))
+    own, others = torch.diag(torch.diag(P)), P - torch.diag(torch.diag(P))
+    start = u = torch.zeros(8, dtype=torch.double)
+    v = torch.zeros(5, 8, dtype=torch.double)
+    for block in range(4):
+        x, w, sent = start.repeat(5, 1), torch.ones(5, 1, dtype=torch.double), []
+        if buffers == "reset":
+            v = torch.zeros_like(v)
+        for step in range(5 * block, 5 * block + 5):
+            gamma = 0.02 * schedule.factor(20 * step)
+            slopes = [gradient(x[rank] / w[rank], rank, step) for rank in range(5)]
+            v = 0.9 * v + torch.stack(slopes)
+            x = x - gamma * v
+            sent.append((others @ x, others @ w))
+            x, w = own @ x, own @ w
+            if len(sent) > delay:
+                x, w = x + sent[-1 - delay][0], w + sent[-1 - delay][1]
+        under_way = sum(shares for shares, _ in sent[max(0, 5 - delay) :])
+        mean = (x + under_way).mean(dim=0)
+        u = 0.6 * u + (start - mean) / gamma
+        start = start - 0.9 * gamma * u
+    torch.testing.assert_close(simulated(experiment).vector, start, rtol=0, atol=1e-10)
 
 
 def test_slow_momentum_each_step_over_overlapping_push_is_that_over_sgd():

@@ -36,6 +36,7 @@ from offbeat.mixing import mixing_matrix, second_eigenvalue
 from offbeat.problems import Digits
 from offbeat.runtime.simulated import Simulation
 from offbeat.runtime.world import World
+from offbeat.schedule import Cosine, Steps
 from offbeat.testing import Quadratic, fingerprint, simulated, small_experiment
 from offbeat.topology import Exponential, OnePeerExponential, Ring, WeightedGraph
 
@@ -320,10 +321,11 @@ def by_hand(experiment):
     return gradient
 
 
-def run_of(method, workers=4, steps=24, lr=0.05, momentum=0.0):
+def run_of(method, workers=4, steps=24, lr=0.05, momentum=0.0, **settings):
     experiment = small_experiment(
-        method, workers=workers, steps=steps, lr=lr, momentum=momentum, cluster=free(workers)
-    )
+        method, workers=workers, steps=steps, lr=lr, momentum=momentum, cluster=free(workers),
+        **settings,
+    )  # fmt: skip
     return simulated(experiment), by_hand(experiment)
 
 
@@ -417,6 +419,35 @@ def test_slow_momentum_over_d_psgd_averages_what_the_ring_left_apart():
             x = W @ x - 0.05 * torch.stack([gradient(x[rank], rank, step) for rank in range(4)])
         change = 0.6 * change + (x.mean(dim=0) - start)
         start = start + 0.9 * change
+    close(run.vector, start)
+
+
+@pytest.mark.parametrize("buffers", ["reset", "keep"])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Steps(milestones=(16 * 6, 16 * 18), gamma=0.5),
+        Steps(milestones=(16 * 10, 16 * 17), gamma=0.5),
+        Cosine(total=16 * 24),
+    ],
+    ids=["between blocks", "inside blocks", "each step"],
+)
+def test_slow_momentum_over_momentum_divides_by_the_rate_of_the_last_inner_step(schedule, buffers):
+    method = SlowMo(inner=SGD(), period=6, alpha=0.9, beta=0.6, buffers=buffers)
+    run, gradient = run_of(method, momentum=0.9, lr=0.02, schedule=schedule)
+    start = u = torch.zeros(8, dtype=torch.double)
+    v = torch.zeros(4, 8, dtype=torch.double)
+    for block in range(4):
+        x = start.repeat(4, 1)
+        if buffers == "reset":
+            v = torch.zeros_like(v)
+        for step in range(6 * block, 6 * block + 6):
+            gamma = 0.02 * schedule.factor(16 * step)
+            v = 0.9 * v + torch.stack([gradient(x[rank], rank, step) for rank in range(4)])
+            x = x - gamma * v
+        # Algorithm 1: u <- beta u + (x_0 - x_tau) / gamma;  x_0 <- x_0 - alpha gamma u.
+        u = 0.6 * u + (start - x.mean(dim=0)) / gamma
+        start = start - 0.9 * gamma * u
     close(run.vector, start)
 
 
