@@ -29,6 +29,8 @@ class Plan:
     switch: int = 0
     """Steps before, in which gradients are averaged over all."""
     momentum: float = 0.0
+    first: int = 1
+    """What the averager counts the first step as; PyTorch's own is 0."""
 
 
 def main(out: Path, inputs: torch.Tensor, targets: torch.Tensor, plans: list[Plan]):
@@ -67,8 +69,7 @@ def trained(plan: Plan, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Te
 def averager(plan: Plan) -> PeriodicModelAverager | HierarchicalModelAverager:
     if len(plan.periods) > 1:
         made = HierarchicalModelAverager(OrderedDict(plan.periods))
-        made.step = 1  # It would begin at 0, and average after the first step too.
-        return made
-    period = next(iter(plan.periods))
-    # Counted from 0, so that the first averaging ends a period.
-    return PeriodicModelAverager(period, warmup_steps=plan.switch + period - 1)
+    else:
+        made = PeriodicModelAverager(next(iter(plan.periods)), warmup_steps=plan.switch)
+    made.step = plan.first
+    return made

@@ -1,7 +1,8 @@
 """One rank of PyTorch's own PowerSGD: DistributedDataParallel with its hook, over gloo.
 
 python tests/power_sgd_ranks.py RANK FOLDER: writes FOLDER/RANK.pt, the parameters (d,) after every
-step of the experiment below. tests/test_compressed_all_reduce.py compares them.
+step of the experiment below and the errors (d,) that the hook keeps at its end.
+tests/test_compressed_all_reduce.py compares them.
 """
 
 import functools
@@ -53,8 +54,8 @@ def experiment(rank: int, steps: int = STEPS) -> Experiment:
     )
 
 
-def trained(rank: int, power_rank: int) -> torch.Tensor:
-    """Parameters (steps, d) after each step."""
+def trained(rank: int, power_rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Parameters (steps, d) after each step, and errors (d,) after the last."""
     planned = experiment(power_rank)
     world = World(planned)
     module = world.make_module()
@@ -70,11 +71,13 @@ def trained(rank: int, power_rank: int) -> torch.Tensor:
         min_compression_rate=1.0,
         orthogonalization_epsilon=0,
     )
+    in_bucket: list[str] = []
 
     def hook(state, bucket):
         if state.iter == 2 and not state.q_memory_dict:
             # Begins at our Q instead of one that it draws.
             ordered = [names[p] for p in bucket.parameters()]
+            in_bucket.extend(ordered)
             Qs = [factor_of[name] for name in ordered if name in factor_of]
             rows = [layout.shapes[layout.names.index(n)][0] for n in ordered if n in factor_of]
             state.q_memory_dict[0] = torch.cat([Q.reshape(-1) for Q in Qs])
@@ -95,7 +98,9 @@ def trained(rank: int, power_rank: int) -> torch.Tensor:
         if state.iter > 2:  # The hook leaves the first two as they are, while buckets are rebuilt.
             optimizer.step()
             after.append(layout.flatten([p.detach() for p in module.parameters()]))
-    return torch.stack(after)
+    sizes = [layout.sizes[layout.names.index(name)] for name in in_bucket]
+    errors = dict(zip(in_bucket, state.error_dict[0].split(sizes), strict=True))
+    return torch.stack(after), torch.cat([errors[name] for name in layout.names])
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from offbeat.cluster import Cluster
+from offbeat.cluster import Backbone, Cluster, Site
 from offbeat.experiment import Budget
 from offbeat.methods import AsyncSGD, AveragedAsyncSGD
 from offbeat.problems import LeastSquares
@@ -27,6 +27,35 @@ def test_it_is_the_mean_of_the_server_s_iterates(start):
         steps[worker] += 1
     assert len(iterates) == 150
     close(run.vector, torch.stack(iterates[start:]).mean(dim=0))
+
+
+@pytest.mark.parametrize("start", [0, 60])
+def test_each_of_two_servers_has_the_mean_of_its_own_iterates(start):
+    # Each is nearer to other workers, so that gradients come to them in other orders.
+    cluster = Cluster(
+        workers=3,
+        sites=(Site(name="east", nodes=(0, 3)), Site(name="west", nodes=(1, 2, 4))),
+        backbone=Backbone(latency=5e-3, bandwidth=1e9),
+    )
+    method = AveragedAsyncSGD(servers=2, start=start)
+    experiment = small_experiment(method, workers=3, lr=0.05, cluster=cluster)
+    run, gradient = simulated(experiment), by_hand(experiment)
+    messages = run.trace.messages
+    pushes = messages[messages["to"] >= 3]
+    pushes = pushes[pushes["end_ns"].argsort(kind="stable")]
+    order = [pushes[pushes["to"] == server]["source"].tolist() for server in (3, 4)]
+    assert order[0] != order[1]
+    x = torch.zeros(2, 4, dtype=torch.double)
+    pulled = [[[part] for part in x.clone()] for _ in range(3)]
+    iterates = [[], []]
+    for worker, part in zip(pushes["source"].tolist(), (pushes["to"] - 3).tolist(), strict=True):
+        step = len(pulled[worker][part]) - 1
+        point = torch.cat([versions[step] for versions in pulled[worker]])
+        x[part] -= 0.05 * gradient(point, worker, step).view(2, 4)[part]
+        iterates[part].append(x[part].clone())
+        pulled[worker][part].append(x[part].clone())
+    assert [len(held) for held in iterates] == [150, 150]
+    close(run.vector, torch.cat([torch.stack(held[start:]).mean(dim=0) for held in iterates]))
 
 
 @pytest.mark.parametrize("servers", [1, 2])

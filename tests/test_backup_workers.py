@@ -12,6 +12,7 @@ from offbeat.runtime.loop.joining import require_possible
 from offbeat.runtime.simulated import Simulation
 from offbeat.schedule import Cosine
 from offbeat.testing import simulated, small_experiment
+from test_theory import by_hand, close
 
 EQUAL = Constant(seconds=0.01)
 
@@ -47,6 +48,31 @@ def test_a_step_is_the_mean_of_the_first_and_nobody_waits_for_the_rest(backups):
     assert run.staleness.max() == 0
     step = 0.1 if backups < 2 else 0.01
     assert len(contributions(run)) == pytest.approx(1 / step, abs=1)
+
+
+@pytest.mark.parametrize("backups", [0, 1, 2, 4])
+def test_the_run_is_its_formula(backups):
+    cluster = Cluster(workers=5, compute=Pareto(shape=1.2), latency=2e-3, slow={4: 3.0})
+    experiment = small_experiment(BackupSyncSGD(backups=backups), workers=5, cluster=cluster)
+    run, gradient = simulated(experiment), by_hand(experiment)
+    messages = run.trace.messages
+    pushes = messages[messages["to"] == 5]
+    x, version = torch.zeros(8, dtype=torch.double), 0
+    taken_at, computed, first = [0] * 5, [0] * 5, {}
+    for worker in pushes[pushes["end_ns"].argsort(kind="stable")]["source"].tolist():
+        if taken_at[worker] == version:
+            first[worker] = gradient(x, worker, computed[worker])
+        else:  # Dropped: it goes on from the present parameters.
+            taken_at[worker] = version
+        computed[worker] += 1
+        if len(first) == 5 - backups:
+            x, version = x - 0.05 * sum(first.values()) / (5 - backups), version + 1
+            for answered in first:
+                taken_at[answered] = version
+            first = {}
+    assert version == len(contributions(run)) > 20
+    assert (sum(computed) > version * (5 - backups)) == (backups > 0)
+    close(run.vector, x)
 
 
 def test_late_gradients_are_dropped_answered_and_counted():

@@ -6,7 +6,17 @@ from typing import ClassVar
 import pytest
 import torch
 
-from offbeat.compression import QSGD, Compressed, Compressor, Identity, RandomK, Sign, TopK
+from offbeat.compression import (
+    E3M0,
+    QSGD,
+    Compressed,
+    Compressor,
+    Half,
+    Identity,
+    RandomK,
+    Sign,
+    TopK,
+)
 from offbeat.messages import codec_of
 from offbeat.method import Method
 from offbeat.methods import DPSGD, ChocoSGD, StochasticGradientPush
@@ -67,6 +77,9 @@ def gradients_by_hand(planned):
     return gradients
 
 
+# Compressors, of the rows of x (n, d), as their own docstrings have them.
+
+
 def top(x, k):
     kept = torch.zeros_like(x)
     for row, values in zip(kept, x, strict=True):
@@ -75,9 +88,32 @@ def top(x, k):
     return kept
 
 
+def signs(x):
+    """With the scales of four tensors of two numbers."""
+    parts = x.view(len(x), 4, 2)
+    return (parts.abs().mean(dim=2, keepdim=True) * parts.sign()).view_as(x)
+
+
+def four_bits(x):
+    """The nearest of 0 and +-2^-k times the largest modulus, k up to 6."""
+    powers = torch.tensor([0.0, *(2.0**-k for k in range(7)), *(-(2.0**-k) for k in range(7))])
+    levels = x.abs().amax(dim=1, keepdim=True) * powers.double()
+    return levels.gather(1, (x[:, :, None] - levels[:, None]).abs().argmin(dim=2))
+
+
 @pytest.mark.parametrize("topology", [Ring(), SYMMETRIC], ids=["ring", "weights"])
-def test_it_is_its_matrix_form(topology):
-    method = ChocoSGD(topology=topology, compressor=TopK(fraction=0.25), gamma=0.3)
+@pytest.mark.parametrize(
+    ("compressor", "Q"),
+    [
+        (TopK(fraction=0.25), lambda x: top(x, 2)),
+        (Sign(), signs),
+        (Half(), lambda x: torch.from_numpy(x.numpy().astype("float16").astype("float64"))),
+        (E3M0(), four_bits),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Compressor) else "",
+)
+def test_it_is_its_matrix_form(topology, compressor, Q):
+    method = ChocoSGD(topology=topology, compressor=compressor, gamma=0.3)
     starts = spread()
     planned, simulation = begun(method, starts, steps=25, momentum=0.5)
     gradients = gradients_by_hand(planned)
@@ -86,7 +122,7 @@ def test_it_is_its_matrix_form(topology):
     for step in range(25):
         m = 0.5 * m + gradients(x, step)
         half = x - 0.05 * m
-        copies = copies + top(half - copies, 2)
+        copies = copies + Q(half - copies)
         x = half + 0.3 * (W - torch.eye(4)) @ copies
     close(ended(simulation), x)
     for node in simulation.nodes:

@@ -216,8 +216,8 @@ def test_orthonormal_columns_span_the_same_even_of_what_has_no_full_rank():
 def by_formula(planned, steps):
     """PowerSGD in its paper's matrices, with gradients by autograd.
 
-    Returns parameters (d,) after each step, memories by worker and matrix, and what the sum of all
-    mean gradients has over the sum of all steps (d,).
+    Returns parameters (d,) after each step, the hook's memories by worker and matrix, what ours
+    have over them, and what the sum of all mean gradients has over the sum of all steps (d,).
     """
     world, method = World(planned), planned.method
     module = world.make_module()
@@ -225,6 +225,7 @@ def by_formula(planned, steps):
     matrices = method.matrices(layout)
     Qs = method.first_factors(layout, torch.zeros(1).double(), planned.seed)
     Es = [[torch.zeros(M.rows, M.columns).double() for M in matrices] for _ in range(n)]
+    apart = [[torch.zeros_like(E) for E in kept] for kept in Es]
     optimizer = planned.optimizer(module.parameters())
     after, left = [], torch.zeros(layout.size).double()
     for step in range(steps):
@@ -243,13 +244,14 @@ def by_formula(planned, steps):
             Qs[k] = sum(m.T @ P for m in Ms) / n
             for i, m in enumerate(Ms):
                 Es[i][k] = m - P @ Qs[k].T  # As PyTorch's hook has it.
+                apart[i][k] += P @ (Qs[k] - (m + apart[i][k]).T @ P).T
             mean[M.span] = (P @ Qs[k].T).reshape(-1)
         left -= mean
         for parameter, view in zip(module.parameters(), layout.views(mean), strict=True):
             parameter.grad = view.clone()
         optimizer.step()
         after.append(layout.flatten([p.detach() for p in module.parameters()]))
-    return after, Es, left
+    return after, Es, apart, left
 
 
 @pytest.mark.parametrize("rank", [1, 3])
@@ -257,24 +259,29 @@ def test_power_sgd_is_its_formula(rank):
     planned = experiment(rank)
     simulation = Simulation(planned)
     assert simulation.run().error is None
-    after, Es, left = by_formula(planned, STEPS)
+    after, Es, apart, left = by_formula(planned, STEPS)
     for node in simulation.nodes:
         close(node.parameters, after[-1])
     kept = [node.state(LowRank).errors for node in simulation.nodes]
     for k, M in enumerate(planned.method.matrices(simulation.nodes[0].layout)):
         # Each worker's memory is another than the hook's, and their mean the same.
-        assert (kept[0][k] - Es[0][k]).abs().max() > 1e-3
+        for ours, theirs, difference in zip(kept, Es, apart, strict=True):
+            assert difference[k].abs().max() > 1e-3
+            close(ours[k] - theirs[k], difference[k])
         close(sum(E[k] for E in kept) / WORKERS, sum(E[k] for E in Es) / WORKERS)
         # It is what has not been sent.
         close(sum(E[k] for E in kept).reshape(-1) / WORKERS, left[M.span])
 
 
-def test_power_sgd_is_pytorch_s_own_hook(tmp_path):
+@pytest.fixture(scope="module")
+def hook_s(tmp_path_factory: pytest.TempPathFactory) -> list:
+    """By worker and rank of PowerSGD: parameters (steps, d), and errors (d,) at the end."""
+    folder = tmp_path_factory.mktemp("hook")
     program = Path(__file__).with_name("power_sgd_ranks.py")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, program, str(rank), tmp_path],
+            [sys.executable, program, str(rank), folder],
             env=environment,
             stderr=subprocess.PIPE,
             text=True,
@@ -284,13 +291,30 @@ def test_power_sgd_is_pytorch_s_own_hook(tmp_path):
     for process in ranks:
         _, said = process.communicate(timeout=120)
         assert process.returncode == 0, said
-    theirs = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORKERS)]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORKERS)]
+
+
+def test_power_sgd_is_pytorch_s_own_hook(hook_s):
     for rank in (1, 2, 3):
-        assert len(theirs[0][rank]) == STEPS
-        assert torch.equal(theirs[0][rank], theirs[1][rank])
+        after = hook_s[0][rank][0]
+        assert len(after) == STEPS
+        assert torch.equal(after, hook_s[1][rank][0])
         for steps in (1, 2, STEPS):
             ours = simulated(experiment(rank, steps)).vector
-            close(ours, theirs[0][rank][steps - 1])
+            close(ours, after[steps - 1])
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_power_sgd_s_errors_differ_from_the_hook_s_where_it_says_so(hook_s, rank):
+    planned = experiment(rank)
+    simulation = Simulation(planned)
+    assert simulation.run().error is None
+    _, _, apart, _ = by_formula(planned, STEPS)
+    for node in simulation.nodes:
+        _, errors = hook_s[node.rank][rank]
+        kept = node.state(LowRank).errors
+        for k, M in enumerate(planned.method.matrices(node.layout)):
+            close(kept[k] - errors[M.span].view_as(kept[k]), apart[node.rank][k])
 
 
 def test_power_sgd_sends_the_numbers_of_its_factors():

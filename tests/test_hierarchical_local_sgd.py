@@ -1,5 +1,8 @@
 """Local SGD, post-local and hierarchical, against PyTorch's own classes over its DDP."""
 
+from dataclasses import replace
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +15,7 @@ from offbeat.methods import HierarchicalLocalSGD, LocalSGD, PostLocalSGD
 from offbeat.runtime.simulated import Simulation
 from offbeat.runtime.world import World
 from offbeat.testing import fingerprint, simulated, small_experiment
-from test_theory import close, run_of
+from test_theory import by_hand, close, run_of
 
 STEPS, SWITCH = 23, 9
 PLANS = {
@@ -24,19 +27,25 @@ PLANS = {
 }
 
 
+FROM_ZERO = (LocalSGD(local_steps=5), HierarchicalLocalSGD(local_steps=2, block_steps=3))
+# Method, momentum, and what torch's averager counts the first step as.
+RUNS = [*product(PLANS, (0.0, 0.9), (1,)), *product(FROM_ZERO, (0.0,), (0,))]
+
+
 @pytest.fixture(scope="module")
-def torch_s(tmp_path_factory: pytest.TempPathFactory) -> list[Tensor]:
-    """Parameters (workers, steps, d) under each plan; the last is post-local with momentum."""
+def torch_s(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[LocalSGD, float, int], Tensor]:
+    """Parameters (workers, steps, d) of each of RUNS."""
     folder = tmp_path_factory.mktemp("averaged")
     world = World(small_experiment(LocalSGD()))
     train = world.data.train
     rows = torch.stack(
         [torch.stack([batches.indices(t) for t in range(STEPS)]) for batches in world.batches]
     )
-    plans = [*PLANS.values(), Plan({4: 4}, switch=SWITCH, momentum=0.9)]
+    plans = [replace(PLANS[method], momentum=m, first=first) for method, m, first in RUNS]
     ended = run_ranks(averaging_job.main, 4, folder, train.inputs[rows], train.targets[rows], plans)
     assert [rank.returncode for rank in ended] == [0] * 4, ended
-    return list(torch.stack([torch.load(folder / f"{r}.pt") for r in range(4)]).swapaxes(0, 1))
+    after = torch.stack([torch.load(folder / f"{r}.pt") for r in range(4)]).swapaxes(0, 1)
+    return dict(zip(RUNS, after, strict=True))
 
 
 def nodes_after(method, steps, momentum=0.0):
@@ -51,14 +60,18 @@ def parameters_of(nodes) -> Tensor:
     return torch.stack([node.parameters for node in nodes])
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("steps", [1, 4, 5, 9, 10, 13, 20, STEPS])
-def test_workers_are_where_torch_s_model_averagers_over_ddp_bring_them(torch_s, steps):
-    for method, theirs in zip(PLANS, torch_s[:-1], strict=True):
-        close(parameters_of(nodes_after(method, steps)), theirs[:, steps - 1])
+def test_workers_are_where_torch_s_model_averagers_over_ddp_bring_them(torch_s, steps, momentum):
+    for method in PLANS:
+        if not (momentum and isinstance(method, PostLocalSGD)):  # The next test's.
+            ours = parameters_of(nodes_after(method, steps, momentum))
+            close(ours, torch_s[method, momentum, 1][:, steps - 1])
 
 
 def test_post_local_sgd_with_momentum_differs_from_torch_s_where_it_says_so(torch_s):
-    theirs, method = torch_s[-1], PostLocalSGD(switch=SWITCH, local_steps=4)
+    method = PostLocalSGD(switch=SWITCH, local_steps=4)
+    theirs = torch_s[method, 0.9, 1]
     # Up to the switch the mean of the workers' momenta is the momentum of the mean.
     nodes = nodes_after(method, SWITCH, momentum=0.9)
     close(parameters_of(nodes), theirs[:, SWITCH - 1])
@@ -69,6 +82,18 @@ def test_post_local_sgd_with_momentum_differs_from_torch_s_where_it_says_so(torc
     apart = after - theirs[:, SWITCH]
     close(apart, -0.05 * 0.9 * (own - own.mean(dim=0)))
     assert apart.abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("method", FROM_ZERO, ids=["local", "hierarchical"])
+def test_torch_s_averagers_as_they_come_average_after_the_first_step(torch_s, method):
+    gradient = by_hand(small_experiment(method))
+    sizes = PLANS[method].periods
+    x = torch.zeros(4, 8, dtype=torch.double)
+    for step in range(STEPS):
+        x = torch.stack([x[r] - 0.05 * gradient(x[r], r, step) for r in range(4)])
+        size = max((size for period, size in sizes.items() if step % period == 0), default=1)
+        x = x.view(-1, size, 8).mean(dim=1).repeat_interleave(size, dim=0)
+        close(torch_s[method, 0.0, 0][:, step], x)
 
 
 @pytest.mark.parametrize("workers", [1, 3, 5])

@@ -370,6 +370,13 @@ def test_lars_differs_from_timm_s_where_it_says_so(timm):
         made.step()
     torch.testing.assert_close(ours[0].detach(), start - 0.5 * velocity, rtol=0, atol=1e-12)
     torch.testing.assert_close(theirs[0].detach(), start, rtol=0, atol=1e-12)
+    # What is added to the denominator: 0.1 * 2 / (4 + 0.5 * 2) against 0.2 / (5 + eps).
+    for made, ratio in ((LARS, 0.04), (functools.partial(timm.Lars, eps=3.0), 0.025)):
+        w = nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
+        w.grad = torch.full_like(w, 2.0)
+        eta = {"trust_coefficient" if made is LARS else "trust_coeff": 0.1}
+        made([w], lr=0.5, momentum=0.0, weight_decay=0.5, **eta).step()
+        assert w[0, 0].item() == pytest.approx(1 - 0.5 * ratio * 2.5, abs=1e-12)
     # A gradient of zeros: ratio eta / beta against 1.
     for made, ratio in ((LARS, 0.001 / 0.1), (timm.Lars, 1.0)):
         w = nn.Parameter(torch.ones(2, 2, dtype=torch.float64))

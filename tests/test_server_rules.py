@@ -322,7 +322,23 @@ def test_rennala_of_n_gradients_at_equal_speeds_is_synchronous_sgd():
     )
     close(first.vector, synchronous.vector)
     # Whose gradient is not the last of a step begins another at the same point, and drops it if
-    # that is over: minibatches are other ones then, and a step may take the time of two gradients.
+    # that is over: minibatches are other ones then, and a step may take the time of two gradients
+    # and have two of one worker.
+    several = small_experiment(RennalaSGD(gradients=n), workers=n, cluster=free(n), lr=0.3)
+    run = simulated(several)
+    pushes = run.trace.messages[run.trace.messages["to"] == n]["source"].tolist()
+    x, fresh = by_hand(several, pushes, count=n, weight=lambda tau: float(tau == 0))
+    close(run.vector, x)
+    synchronous = simulated(small_experiment(AllReduceSGD(), steps=len(fresh) // n, lr=0.3))
+    assert (x - synchronous.vector).abs().max() > 1e-4
+    # Only who came last goes on from the next point at once, and may give two gradients there.
+    version, taken_at, gave = 0, [0] * n, []
+    for worker in pushes:
+        gave += [worker] * (taken_at[worker] == version)
+        version = len(gave) // n
+        taken_at[worker] = version
+    assert sorted(gave[:n]) == list(range(n))
+    assert len(set(gave[n : 2 * n])) < n
     settings = {"problem": Quadratic(batch_size=64), "partition": Everyone(), "lr": 0.3}
     method, cluster = RennalaSGD(gradients=n), free(n)
     run = simulated(

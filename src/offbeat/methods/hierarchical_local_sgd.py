@@ -26,7 +26,10 @@ class HierarchicalLocalSGD(LocalSGD):
 
     Roles: worker. Messages: the collective's own.
     Reference: Lin et al., "Don't Use Large Mini-Batches, Use Local SGD", ICLR 2020, appendix.
-    Differences: momentum and other buffers of the inner optimizer stay with their worker.
+    Differences: momentum and other buffers of the inner optimizer stay with their worker, as in
+    PyTorch's PostLocalSGDOptimizer. Its HierarchicalModelAverager counts from 0 and so averages
+    over all after step 1, and one step later than this from then on; with `step` set to 1 first it
+    is this.
     """
 
     local_steps: int = 4

@@ -18,7 +18,9 @@ class LocalSGD(Method):
 
     Roles: worker. Messages: the collective's own.
     Reference: Stich, "Local SGD Converges Fast and Communicates Little", ICLR 2019, algorithm 1.
-    Differences: momentum and other buffers of the inner optimizer stay with their worker.
+    Differences: momentum and other buffers of the inner optimizer stay with their worker, as in
+    PyTorch's PostLocalSGDOptimizer. Its PeriodicModelAverager counts from 0 and so averages after
+    steps 1, H + 1, 2 H + 1 instead; with `step` set to 1 first it is this.
     """
 
     local_steps: int = 8

@@ -62,8 +62,9 @@ class PowerSGD(Method):
     Reference: Vogels et al., "PowerSGD: Practical Low-Rank Gradient Compression for Distributed
     Optimization", NeurIPS 2019, algorithms 1 and 2.
     Differences: min_compression_rate, which PyTorch's hook has too; momentum is the inner
-    optimizer's. The hook subtracts P Q^T for E_i; the steps see only the mean of the E_i, which is
-    the same, and P Q_i^T leaves nothing behind of how workers differ within the span of P.
+    optimizer's. The hook subtracts P Q^T for E_i, so that ours has over its the sum of all steps'
+    P (Q - Q_i)^T. The steps see only the mean of the E_i, which is the same, and P Q_i^T leaves
+    nothing behind of how workers differ within the span of P.
     """
 
     rank: int = 2

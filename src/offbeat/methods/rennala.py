@@ -15,9 +15,10 @@ class RennalaSGD(GatheringSGD):
 
     Whoever is fast gives several of them. A gradient of an earlier x is dropped, and its worker
     goes on from the present one. So every step is along an unbiased minibatch gradient without
-    staleness, and no worker, however slow, is waited for. With S = n equal workers the points are
-    those of synchronous SGD; but who is not the last of a step has begun another gradient, so that
-    a step may take the time of two.
+    staleness, and no worker, however slow, is waited for. With S = n equal workers a step is a
+    synchronous minibatch, after the first of other minibatches than SyncSGD's: who is not the last
+    of a step has begun another gradient, which is dropped, so that a step may take the time of two
+    and have two gradients of one worker.
 
     Args:
         gradients: S, gradients to a step; the number of workers if not given. The theory's is

@@ -42,8 +42,8 @@ class LARS(Layerwise):
     Differences: the exclusion of biases and gains, and the ratio 1 for a tensor of zeros, which
     could never leave it otherwise, are common practice and not in the algorithm. timm's Lars
     multiplies v by lr outside, so that a new learning rate at once holds for old gradients too; it
-    has the ratio 1 where the gradient is zero, though decay gives one; and it has none where
-    nothing decays.
+    adds eps, 1e-8, to the ratio's denominator; it has the ratio 1 where the gradient is zero,
+    though decay gives one; and it has none where nothing decays.
     """
 
     def __init__(
