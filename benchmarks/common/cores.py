@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from offbeat.hogwild.atomics import atomic_load, atomic_store
+from offbeat.hogwild.atomics import atomic_load, atomic_store, nanoseconds
 from offbeat.hogwild.compiling import compiled
 
 NEAR_NS = 100.0
@@ -82,22 +82,30 @@ def together(work: Callable[[int], object]) -> float:
 
 def transfer() -> float:
     """Nanoseconds that a cache line takes from one core to another."""
-    pass_on(np.zeros(1, np.int64), 0, 0)
-    turn = np.zeros(1, np.int64)
-    return together(lambda mine: pass_on(turn, mine, PASSES)) / PASSES / 2 * 1e9
+    turn, taken = np.zeros(1, np.int64), np.zeros(2, np.int64)
+    together(lambda mine: pass_on(turn, mine, PASSES, taken))
+    return float(taken[0] / PASSES / 2)
 
 
 @compiled
-def pass_on(turn: Any, mine: int, times: int) -> None:
-    """Wait for one's turn, and give the other thread its own."""
-    for k in range(times):
+def pass_on(turn: Any, mine: int, times: int, taken: Any) -> None:
+    """Wait for one's turn, and give the other thread its own; as often before the clock starts.
+
+    Threads may begin milliseconds one after the other.
+    """
+    for k in range(2 * times):
+        if k == times:
+            taken[mine] = nanoseconds()
         while atomic_load(turn, 0) != 2 * k + mine:
             pass
         atomic_store(turn, 0, 2 * k + mine + 1)
+    taken[mine] = nanoseconds() - taken[mine]
 
 
 @compiled
-def read_and_write(features: Any, values: Any, writes: Any, x: Any, begin: int, end: int) -> None:
+def read_and_write(
+    features: Any, values: Any, writes: Any, x: Any, begin: int, end: int, passes: int
+) -> None:
     """The accesses of sparse SGD, and hardly more: read a row's coordinates, and write them if so.
 
     Args:
@@ -106,9 +114,11 @@ def read_and_write(features: Any, values: Any, writes: Any, x: Any, begin: int, 
         writes: (rows,) bool.
         x: (d,) float32.
         begin, end: the rows that are gone through.
+        passes: how often.
     """
-    width = features.shape[1]
-    for row in range(begin, end):
+    width, rows = features.shape[1], end - begin
+    for at in range(passes * rows):
+        row = begin + at % rows
         score = x[0] * 0
         for k in range(width):
             score += x[features[row, k]] * values[row, k]
