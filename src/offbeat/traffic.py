@@ -13,7 +13,7 @@ from .testing import simulated, small_experiment
 
 BEGINNING = 64
 """Rounds that do not count: a method may communicate otherwise while it begins."""
-ROUNDS = 64
+ROUNDS = 32
 """Rounds that do; a multiple of the periods at which methods commonly communicate."""
 LAYERS = 4
 
@@ -48,7 +48,7 @@ class _Linear(nn.Module):
 def models_sent(method: Method, workers: int, *, side: int = 32) -> float:
     """Bytes that all nodes together send for each gradient, in sizes of the model.
 
-    They are what a simulation of 128 rounds, with equal workers, sends beyond one of 64: how a
+    They are what a simulation of 96 rounds, with equal workers, sends beyond one of 64: how a
     method begins and ends does not count. The model is `LAYERS` matrices of `side` rows and
     columns.
     """
@@ -56,7 +56,11 @@ def models_sent(method: Method, workers: int, *, side: int = 32) -> float:
     problem = _Matrices(side=side, dimension=dimension, samples=16 * workers)
 
     def totals(rounds: int) -> tuple[int, int]:
-        run = simulated(small_experiment(method, workers=workers, steps=rounds, problem=problem))
+        run = simulated(
+            small_experiment(
+                method, workers=workers, steps=rounds, problem=problem, evaluator="auto"
+            )
+        )
         return run.metrics[-1].bytes, len(run.trace.gradients)
 
     (few, before), (many, after) = totals(BEGINNING), totals(BEGINNING + ROUNDS)
