@@ -331,6 +331,9 @@ def test_each_method_s_row_is_what_it_declares():
         assert (sent, stale) == ("0.5", "any" if bound is None else str(bound))
         assert survives == ("yes" if method.survives_loss else "no")
         assert re.search(r"\d{4}, ", paper)
+    # (n - 1)(2 s + 1) with s = 3, n - 1, and R - 1 with R = 16: of the papers.
+    bounds = {"StaleSynchronousSGD": "21", "RoundRobinSGD": "3", "RingmasterSGD": "15"}
+    assert {n: rows[n][4] for n in METHODS if rows[n][4] not in ("0", "any")} == bounds
 
 
 def test_a_method_is_explained_with_its_settings(capsys):
