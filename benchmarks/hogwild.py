@@ -50,7 +50,8 @@ class Regularized(NamedTuple):
     alpha: float
     """SGDClassifier's: the penalty is alpha / 2 |x|^2; its default, or none."""
     step: float
-    """The best for the objective of 0.02, 0.1, 0.3, 1 and 3."""
+    """With the penalty the best of 0.02, 0.1, 0.3, 1 and 3 on 50,000 noisier rows; without one not
+    the best: 3 ends lower by an eighth."""
     epochs: int
 
 

@@ -21,8 +21,6 @@ from offbeat.hogwild.compiling import compiled
 NEAR_NS = 100.0
 """A cache line takes less between cores that share a cache."""
 PASSES = 20_000
-LINE = 16
-"""Numbers of four bytes in a cache line."""
 
 
 @dataclass
