@@ -7,8 +7,9 @@
 Part `speed`: a linear SVM on samples of the shape of RCV1 (47,236 features, 75 nonzeros a row),
 whose features are drawn alike or by Zipf's law, with and without a penalty, in an equal number of
 epochs with an equal, constant step: scikit-learn's SGDClassifier (Cython, one thread, float32), and
-ours with one and two threads, with the samples in any order or in blocks of 8 in any order; beside
-them two threads that take half of the samples each and share nothing, and reading the samples once.
+ours with one thread, with two under Hogwild! and with two under HogWild++ (an x for each thread),
+with the samples in any order or in blocks of 8 in any order; beside them two threads that take half
+of the samples each and share nothing, and reading the samples once.
 With the penalty every update writes, without it those within the margin. What a cache line takes
 from one core to the other is measured before and after each figure, as virtual machines move
 between cores: where it took longer than 100 ns the figure does not count. Part `limit`: what the
@@ -39,6 +40,11 @@ from offbeat.hogwild.schemes import orders
 from offbeat.hogwild.training import go_through
 
 BLOCKS = (1, 8)
+SHARING: tuple[tuple[Scheme, str], ...] = (
+    ("serial", "1 thread"),
+    ("hogwild", "2 threads, Hogwild!"),
+    ("hogwild++", "2 threads, HogWild++"),
+)
 RIVAL, APART = "SGDClassifier", "2 threads that share nothing"
 SKEWS = {"drawn alike": 0.0, "by Zipf's law, exponent 0.75": 0.75}
 PASSES = 10
@@ -99,12 +105,14 @@ def speed(rounds: int, rows: int, quick: bool) -> Figures:
             ns = found["ns"]
             print()
             for block in BLOCKS:
-                one, two = ns[_name(1, block)], ns[_name(2, block)]
+                one, two, apart = (ns[_name(of_scheme, block)] for _, of_scheme in SHARING)
                 print(
-                    f"blocks of {block}: 1 thread takes {one / ns[RIVAL]:.2f} of SGDClassifier's "
-                    f"time, 2 take {two / ns[RIVAL]:.2f}; 2 are {one / two:.2f} times as fast as 1"
+                    f"{_blocks(block)}: 1 thread takes {one / ns[RIVAL]:.2f} of SGDClassifier's "
+                    f"time; 2 are {one / two:.2f} times as fast as 1, and under HogWild++ "
+                    f"{one / apart:.2f} times"
                 )
-            print(f"2 that share nothing are {ns[_name(1, 8)] / ns[APART]:.2f} times as fast as 1")
+            alone = ns[_name(SHARING[0][1], 8)]
+            print(f"2 that share nothing are {alone / ns[APART]:.2f} times as fast as 1")
     return figures
 
 
@@ -135,12 +143,10 @@ def _speed(problem: SparseSVM, regularized: Regularized, rounds: int) -> Figures
 
     constant = Settings(scheme="serial", workers=1, epochs=epochs, step=step, decay=1.0)
 
-    def threads(count: int, block: int) -> float:
-        settings = replace(
-            constant, scheme="serial" if count == 1 else "hogwild", workers=count, block=block
-        )
-        outcome = train(problem, settings)
-        ours[_name(count, block)] = outcome.objective
+    def threads(scheme: Scheme, name: str, block: int) -> float:
+        workers = 1 if scheme == "serial" else 2
+        outcome = train(problem, replace(constant, scheme=scheme, workers=workers, block=block))
+        ours[_name(name, block)] = outcome.objective
         return outcome.seconds / epochs / nonzeros * 1e9
 
     def apart() -> float:
@@ -155,9 +161,9 @@ def _speed(problem: SparseSVM, regularized: Regularized, rounds: int) -> Figures
     contestants = {
         RIVAL: sklearn,
         **{
-            _name(count, block): (lambda count=count, block=block: threads(count, block))
+            _name(name, block): functools.partial(threads, scheme, name, block)
             for block in BLOCKS
-            for count in (1, 2)
+            for scheme, name in SHARING
         },
         APART: apart,
         "reading the samples": floor,
@@ -173,9 +179,12 @@ def _speed(problem: SparseSVM, regularized: Regularized, rounds: int) -> Figures
     }
 
 
-def _name(count: int, block: int) -> str:
-    order = "any order" if block == 1 else f"blocks of {block}"
-    return f"{count} thread{'s' * (count != 1)}, {order}"
+def _name(sharing: str, block: int) -> str:
+    return f"{sharing}, {_blocks(block)}"
+
+
+def _blocks(block: int) -> str:
+    return "any order" if block == 1 else f"blocks of {block}"
 
 
 def _apart(instance: Instance, epochs: int, step: float) -> float:

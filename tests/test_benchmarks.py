@@ -248,8 +248,12 @@ def test_hogwild_runs_quickly(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         # The same problem: all of them end near each other. Without a penalty these few steps are
         # so large that it is by chance where they end.
         ends = list(measured["objective"].values())
-        assert len(ends) == 5
-        assert max(ends) < 1.01 * min(ends) or "without" in name
+        assert len(ends) == 7
+        # An x for each thread has had few edges in so short a time.
+        near = [end for name, end in measured["objective"].items() if "HogWild++" not in name]
+        assert len(near) == 5
+        assert max(near) < 1.01 * min(near) or "without" in name
+        assert max(ends) < 1.06 * min(ends) or "without" in name
     assert all(ns > 0 for taken in figures["limit"].values() for ns in taken.values())
     assert "1 thread, blocks of 8" in printed
     assert figures["delays"]["10 simulated workers"]["0"]["hogwild"] > 3

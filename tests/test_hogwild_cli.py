@@ -24,7 +24,7 @@ def test_schemes_are_compared_with_serial(tmp_path, capsys):
     assert f"saved in {out}: report.html, objective.png" in said
     outcomes = load(out)
     assert [one.settings.scheme for one in outcomes] == [
-        "serial", "hogwild", "locked", "round-robin", "vector-lock", "averaging",
+        "serial", "hogwild", "hogwild++", "locked", "round-robin", "vector-lock", "averaging",
     ]  # fmt: skip
     assert all(len(one.epochs) == 3 and not one.simulated for one in outcomes)
     assert (out / "report.html").stat().st_size > 1e6
@@ -137,7 +137,7 @@ def test_what_diverges_is_said_and_the_rest_is_kept(tmp_path, capsys):
         (["SparseSVM(rows=0)"], "rows is 0; it must be at least 1"),
         (["SparseSVM(rows=5"], "SparseSVM(rows=5"),
         (['SparseSVM(train="/none.svm")'], "there is no file /none.svm"),
-        (["SparseSVM", "--scheme", "hogwidl"], "there is no scheme hogwidl; did you mean hogwild?"),
+        (["SparseSVM", "--scheme", "hogwidl"], "there is no scheme hogwidl; did you mean hogwild"),
         (["SparseSVM", "--threads", "0"], "workers is 0; it must be at least 1"),
         (["SparseSVM", "--threads", "two"], "threads"),
         (["SparseSVM", "--workers", "-3"], "workers is -3; it must be at least 1"),
@@ -150,6 +150,10 @@ def test_what_diverges_is_said_and_the_rest_is_kept(tmp_path, capsys):
         (["SparseSVM", "--times.read", "-1"], "read is -1; it must not be negative"),
         (["SparseSVM", "--thread", "2"], "there is no option --thread"),
         (["SparseSVM", "--scheme", "averaging", "--watch"], "no collisions to watch"),
+        (["SparseSVM", "--scheme", "hogwild++", "--watch"], "no collisions to watch"),
+        (["SparseSVM", "--scheme", "hogwild++", "--clusters", "3"], "3 clusters of 2 workers"),
+        (["SparseSVM", "--scheme", "hogwild++", "--hold", "0"], "hold is 0"),
+        (["SparseSVM", "--scheme", "hogwild+"], "did you mean hogwild++ or hogwild?"),
     ],
 )
 def test_bad_input_is_one_line(options, said, tmp_path, monkeypatch, capsys):

@@ -76,8 +76,8 @@ def two_workers(times: AccessTimes, **changed):
     settings = Settings(workers=2, epochs=1, **changed)
     x = instance.start.copy()
     shares = [np.array([0]), np.array([1])]
-    together = Interleaved(instance, settings, times)
-    taken = together.epoch(x, 1e-12, shares, np.ones(2))
+    together = Interleaved(instance, settings, times, x[None])
+    taken = together.epoch(1e-12, shares, np.ones(2))
     return np.round(x), taken, together.collisions()
 
 
@@ -132,8 +132,8 @@ def test_a_gradient_that_moves_nothing_is_not_written(scheme, labels):
     samples = Samples(hypergraph=edges, values=np.ones(6), labels=np.array(labels))
     instance = linear_instance(samples, loss=HINGE, precision=np.float64)
     x = np.full(3, 5.0)
-    together = Interleaved(instance, Settings(workers=2, scheme=scheme), EVEN)
-    taken = together.epoch(x, 0.25, [np.array([0]), np.array([1])], np.ones(2))
+    together = Interleaved(instance, Settings(workers=2, scheme=scheme), EVEN, x[None])
+    taken = together.epoch(0.25, [np.array([0]), np.array([1])], np.ones(2))
     assert taken == 12
     assert x.tolist() == [4.75] * 3
     met = together.collisions()
@@ -148,10 +148,10 @@ def test_who_writes_nothing_frees_no_lock_of_another(scheme):
     samples = Samples(hypergraph=edges, values=np.ones(9), labels=labels)
     instance = linear_instance(samples, loss=HINGE, precision=np.float64)
     x = np.full(3, 5.0)
-    together = Interleaved(instance, Settings(workers=3, scheme=scheme), EVEN)
+    together = Interleaved(instance, Settings(workers=3, scheme=scheme), EVEN, x[None])
     # The first has the locks from 6 on; the second is done at 8, and the third comes at 9.
     shares = [np.array([k]) for k in range(3)]
-    taken = together.epoch(x, 0.25, shares, np.array([3, 5, 6]) / 3)
+    taken = together.epoch(0.25, shares, np.array([3, 5, 6]) / 3)
     assert taken == pytest.approx(18)
     assert x.tolist() == [4.5] * 3
 
@@ -164,8 +164,8 @@ def test_lost_updates_are_those_that_x_lacks():
     x = instance.start.copy()
     shares = list(np.random.default_rng(0).permutation(500).reshape(10, 50))
     slower = np.exp(np.random.default_rng(1).standard_normal(500))
-    together = Interleaved(instance, Settings(workers=10), AccessTimes())
-    together.epoch(x, 1e-15, shares, slower)
+    together = Interleaved(instance, Settings(workers=10), AccessTimes(), x[None])
+    together.epoch(1e-15, shares, slower)
     met = together.collisions()
     assert met.lost.sum() > 100
     np.testing.assert_allclose(x, met.updates - met.lost, rtol=1e-8)

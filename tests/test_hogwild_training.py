@@ -31,6 +31,7 @@ from offbeat.hogwild import (
 from offbeat.hogwild.hypergraph import Hypergraph
 from offbeat.hogwild.kinds import HINGE, LOGISTIC, SQUARED
 from offbeat.hogwild.loops import Rules, work
+from offbeat.hogwild.ring import ring_of
 from offbeat.hogwild.schemes import dealt, orders
 from offbeat.hogwild.training import go_through, no_watch, shared_by_threads
 
@@ -42,7 +43,7 @@ CONVEX = [
     SparseLeastSquares(rows=6000, features=1500, nonzeros=20, noise=0.3),
     GraphCut(rows=32, columns=32),
 ]
-LOCKS = ["hogwild", "locked", "round-robin", "vector-lock"]
+LOCKS = ["hogwild", "hogwild++", "locked", "round-robin", "vector-lock"]
 
 
 @pytest.mark.parametrize("problem", CONVEX, ids=lambda p: type(p).__name__)
@@ -53,7 +54,9 @@ def test_all_schemes_end_where_serial_does(problem: SparseProblem):
         found = train(problem, Settings(scheme=scheme))
         # The mean of several runs may be better than each of them, and is on the cuts.
         least = 0.95 if scheme == "averaging" else 0.98
-        assert least < found.objective / serial.objective < 1.02, scheme
+        # On the cuts clusters end some 5 % higher: docs/hogwild.md says so.
+        most = 1.1 if scheme == "hogwild++" and isinstance(problem, GraphCut) else 1.02
+        assert least < found.objective / serial.objective < most, scheme
 
 
 def test_factors_end_where_serial_s_do_unless_they_are_averaged():
@@ -124,17 +127,23 @@ def test_gates_are_learned_by_a_network(labels):
 
 
 def run_epoch(instance: Instance, x, settings: Settings, *, step: float, seed: int) -> None:
-    """One epoch by threads, as `train` makes it."""
+    """One epoch by threads, as `train` makes it; several x begin alike and end in their mean."""
+    ring = ring_of(np.repeat(x[None], settings.copies, axis=0), 8)
+    run_threads(instance, ring, settings, step=step, seed=seed)
+    x[:] = ring.x.mean(0)
+
+
+def run_threads(instance: Instance, ring, settings: Settings, *, step: float, seed: int) -> None:
     shared = shared_by_threads(instance.vertices)
     (order,) = orders(instance.edges, settings, np.random.default_rng(seed))
     rules = Rules(*settings.rules, most=instance.most, chunk=3)
-    watch, gamma = no_watch(settings.workers), x.dtype.type(step)
-    threads = [
-        threading.Thread(
-            target=work, args=(instance.costs, order, x, gamma, rules, shared, watch, k)
-        )
-        for k in range(settings.workers)
-    ]
+    watch, gamma = no_watch(settings.workers), ring.x.dtype.type(step)
+
+    def take(thread: int) -> None:
+        x = ring.x[thread % len(ring.x)]
+        work(instance.costs, order, x, gamma, rules, shared, watch, ring, thread)
+
+    threads = [threading.Thread(target=take, args=(k,)) for k in range(settings.workers)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -179,6 +188,13 @@ def test_each_edge_is_taken_once_an_epoch(scheme):
             drawn = orders(100, Settings(scheme=scheme, workers=workers), np.random.default_rng(0))
             assert [sorted(order.tolist()) for order in drawn] == [list(range(100))] * workers
             assert len({tuple(order) for order in drawn}) == workers
+        elif scheme == "hogwild++":
+            ring = ring_of(np.zeros((workers, 100)), 8)
+            # Nobody has the token, so that there is no exchange.
+            ring.token[0] = workers
+            settings = Settings(scheme=scheme, workers=workers, clusters=workers)
+            run_threads(instance, ring, settings, step=0.1, seed=0)
+            assert ring.x.sum(0).tolist() == [0.1] * 100
         else:
             x = instance.start.copy()
             run_epoch(instance, x, Settings(scheme=scheme, workers=workers), step=0.1, seed=0)
@@ -368,7 +384,7 @@ def test_a_projection_is_no_atomic_addition():
         ({"decay": 1.5}, "decay is 1.5; it must be above 0 and at most 1"),
         ({"delay": -1.0}, "delay is -1 seconds"),
         ({"adds": "fast"}, "adds is 'fast'; it must be plain or atomic"),
-        ({"scheme": "averaging", "watch": True}, "averaging shares no x"),
+        ({"scheme": "averaging", "watch": True}, "averaging has several x: there is nothing"),
     ],
 )
 def test_settings_that_cannot_be(changed, said):

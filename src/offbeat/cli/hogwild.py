@@ -12,6 +12,7 @@ from ..hogwild import (
     ABOUT,
     PROBLEMS,
     SCHEMES,
+    UNWATCHED,
     AccessTimes,
     Diverged,
     Outcome,
@@ -53,7 +54,10 @@ def hogwild(options: Sequence[str]) -> int:
     problems = [_problem(text) for text in parsed.problems]
     asked = list(_runs(problems, parsed))
     if not asked:
-        raise UsageError("averaging shares no vector: there are no collisions to watch")
+        raise UsageError(
+            f"{' and '.join(UNWATCHED)} have no one vector that all threads share: there are no "
+            "collisions to watch; simulate hogwild++ to see those within its clusters"
+        )
     # Imported here: `--help` does without matplotlib.
     from ..report.hogwild import print_outcomes, write_pages
 
@@ -122,6 +126,18 @@ def _parsed(options: Sequence[str]) -> Any:
         default=8,
         help="edges side by side that stay together in an epoch's random order; 1 for none",
     )
+    add(
+        "--clusters",
+        type=int | None,
+        help="of hogwild++: how many x there are, each shared by some workers; one for each worker "
+        "or 4, whichever is less, if not given",
+    )
+    add(
+        "--hold",
+        type=int | None,
+        help="of hogwild++: edges that a cluster goes through from its exchange until the next "
+        "one's turn; as many as keep exchanges cheap if not given",
+    )
     add("--seed", type=int, default=0, help="of the orders in which edges are taken")
     add(
         "--watch",
@@ -159,7 +175,7 @@ def _runs(problems: Sequence[SparseProblem], parsed: Any) -> Iterator[Asked]:
     seen = set[tuple[int, Any, bool]]()
     every = itertools.product(enumerate(problems), dict.fromkeys(parsed.delay), counts, schemes)
     for (k, problem), delay, (count, simulated), scheme in every:
-        if parsed.watch and scheme == "averaging" and not simulated:
+        if parsed.watch and scheme in UNWATCHED and not simulated:
             continue
         try:
             if not simulated:
@@ -174,6 +190,8 @@ def _runs(problems: Sequence[SparseProblem], parsed: Any) -> Iterator[Asked]:
                 adds="plain" if scheme == "serial" else parsed.adds,
                 delay=delay,
                 block=parsed.block,
+                clusters=parsed.clusters if scheme == "hogwild++" else None,
+                hold=parsed.hold if scheme == "hogwild++" else None,
                 seed=parsed.seed,
                 watch=parsed.watch and not simulated,
             )

@@ -19,7 +19,7 @@ from .linear import (
 from .outcome import Collisions, Epoch, Outcome, load, save
 from .perceptron import Perceptron, perceptron_instance
 from .problem import Instance, SparseProblem
-from .schemes import ABOUT, SCHEMES, Scheme, Settings
+from .schemes import ABOUT, SCHEMES, UNWATCHED, Scheme, Settings
 from .simulated import AccessTimes, simulate
 from .theory import Conditions, step_size, updates
 from .threads import train
@@ -42,6 +42,7 @@ __all__ = [
     "ABOUT",
     "PROBLEMS",
     "SCHEMES",
+    "UNWATCHED",
     "AccessTimes",
     "Collisions",
     "Conditions",

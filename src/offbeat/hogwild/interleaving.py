@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from .compiling import compiled
 from .costs import begin, end, gradient, update, width
 from .loops import EDGE, NOTHING, TURNS
+from .ring import exchange
 
-READ, ENTER, LOAD, STORE, LEAVE = 0, 1, 2, 3, 4
+READ, ENTER, LOAD, STORE, LEAVE, EXCHANGE = 0, 1, 2, 3, 4, 5
 """What a worker does next: read its edge's vertices one by one, take what is locked, then load and
-store each vertex, and leave the edge; at once, if the gradient moves nothing."""
+store each vertex, and leave the edge; at once, if the gradient moves nothing. Between two edges the
+first of a cluster may exchange its x."""
 OF_ALL, TURN = -2, -3
 """What a worker can wait for beside the lock of a vertex: that of all of x, or its turn."""
 NEVER = -1.0
@@ -35,11 +37,12 @@ class Times(NamedTuple):
     transfer: float
     lock: float
     handoff: float
+    exchange: float
     delay: float
 
 
 class Memory(NamedTuple):
-    """What is known of each vertex of x (vertices,) int64."""
+    """What is known of each vertex of x, or of those of several x in turn (vertices,) int64."""
 
     stores: NDArray[np.int64]
     collided: NDArray[np.int64]
@@ -69,12 +72,14 @@ class Workers(NamedTuple):
     waits_for: NDArray[np.int64]  # (workers,) a lock; -1 if for none
     since: NDArray[np.int64]  # (workers,) counted in waits
     before: NDArray[np.int64]  # (workers,) updates that were finished when the edge was begun
+    base: NDArray[np.int64]  # (workers,) where the vertices of the worker's x begin
+    held: NDArray[np.int64]  # (workers,) 1 and the edges since it exchanged; 0 without the token
 
 
 class Counts(NamedTuple):
     """Of the epoch, in arrays of one element, and of the run."""
 
-    finished: NDArray[np.int64]  # updates
+    finished: NDArray[np.int64]  # (copies of x,) updates
     turns: NDArray[np.int64]  # edges that were left
     waits: NDArray[np.int64]
     holder: NDArray[np.int64]  # (2,) who had the lock of all of x, or the turn, last; and has it
@@ -92,6 +97,8 @@ def interleave(
     memory: Any,
     workers: Any,
     counts: Any,
+    ring: Any,
+    exchanging: bool,
 ) -> float:
     """Have the workers go through their edges; returns the virtual seconds that this took."""
     taken = 0.0
@@ -106,6 +113,12 @@ def interleave(
             after = enter(costs, locked, times, memory, workers, counts, w, now)
         elif doing == LOAD:
             after = load(costs, x, times, memory, workers, counts, w, now)
+        elif doing == EXCHANGE:
+            after = now + times.exchange * len(ring.x[0])
+            swap(costs, memory, workers, ring, w)
+            taken = max(taken, after)
+            if not has_edge(workers, w):
+                after = pass_on(workers, ring, w)
         else:
             after = now
             if doing == STORE:
@@ -114,11 +127,44 @@ def interleave(
             if workers.doing[w] == LEAVE:
                 taken = max(taken, after)
                 leave(costs, locked, memory, workers, counts, w, after, heap)
-                if not has_edge(workers, w):
-                    after = NEVER
+                if exchanging and w < len(ring.x):
+                    attend(workers, ring, w)
+                if workers.doing[w] == READ and not has_edge(workers, w):
+                    after = pass_on(workers, ring, w)
         if after != NEVER:
             heapq.heappush(heap, (after, w))
     return taken
+
+
+@compiled
+def attend(workers: Any, ring: Any, w: int) -> None:
+    """After an edge: exchange when the token comes, and pass it on when its time is over."""
+    if workers.held[w] > 0:
+        workers.held[w] += 1
+        if workers.held[w] > ring.hold:
+            pass_on(workers, ring, w)
+    elif ring.token[0] == w:
+        workers.doing[w] = EXCHANGE
+
+
+@compiled
+def swap(costs: Any, memory: Any, workers: Any, ring: Any, w: int) -> None:
+    """Exchange; what both clusters have is in this worker's cache then."""
+    exchange(costs, ring, w)
+    vertices = len(memory.writer) // len(ring.x)
+    for cluster in (w, (w + 1) % len(ring.x)):
+        memory.writer[cluster * vertices : (cluster + 1) * vertices] = w
+    workers.held[w] = 1
+    workers.doing[w] = READ
+
+
+@compiled
+def pass_on(workers: Any, ring: Any, w: int) -> float:
+    """The token, if the worker holds it: to the next cluster."""
+    if workers.held[w] > 0:
+        workers.held[w] = 0
+        ring.token[0] = (w + 1) % len(ring.x)
+    return NEVER
 
 
 @compiled
@@ -142,9 +188,9 @@ def read(
     edge, j, wide = workers.order[workers.place[w]], workers.vertex[w], width(costs)
     first = begin(costs, edge)
     touched = end(costs, edge) - first
-    vertex = costs.vertices[first + j]
+    vertex = workers.base[w] + costs.vertices[first + j]
     if j == 0:
-        workers.before[w] = counts.finished[0]
+        workers.before[w] = counts.finished[w % len(counts.finished)]
     for k in range(wide):
         workers.seen[w, j * wide + k] = x[vertex * wide + k]
     workers.stamps[w, j] = memory.stores[vertex]
@@ -210,9 +256,9 @@ def load(
 ) -> float:
     """Load a vertex, to add to it."""
     edge, j, wide = workers.order[workers.place[w]], workers.vertex[w], width(costs)
-    vertex = costs.vertices[begin(costs, edge) + j]
+    vertex = workers.base[w] + costs.vertices[begin(costs, edge) + j]
     if j == 0:
-        others = counts.finished[0] - workers.before[w]
+        others = counts.finished[w % len(counts.finished)] - workers.before[w]
         counts.lag[0] += others
         counts.lag[1] = max(counts.lag[1], others)
         counts.lag[2] += 1
@@ -237,7 +283,7 @@ def store(
     """Store what was loaded and added to; the edge's last vertex finishes the update."""
     edge, j, wide = workers.order[workers.place[w]], workers.vertex[w], width(costs)
     first = begin(costs, edge)
-    vertex = costs.vertices[first + j]
+    vertex = workers.base[w] + costs.vertices[first + j]
     if memory.stores[vertex] != workers.stamps[w, j]:
         memory.collided[vertex] += 1
     if atomic:
@@ -252,7 +298,7 @@ def store(
     workers.vertex[w] = j + 1
     workers.doing[w] = LOAD
     if j + 1 == end(costs, edge) - first:
-        counts.finished[0] += 1
+        counts.finished[w % len(counts.finished)] += 1
         workers.doing[w] = LEAVE
 
 

@@ -68,17 +68,19 @@ Costs = LinearCosts | FactorCosts | CutCosts | PerceptronCosts
 
 
 def linear_gradient(costs: Any, edge: Any, seen: Any, change: Any) -> Any:
-    first, last = costs.offsets[edge], costs.offsets[edge + 1]
-    values, shrinkage = costs.values[first:last], costs.shrinkage[first:last]
+    # Slices would be counted, at every edge and in memory that all threads write to; and an index
+    # that has a sign could count from the end, which keeps the loops from vector registers.
+    first = np.uint64(costs.offsets[edge])
+    touched = np.uint64(costs.offsets[edge + 1]) - first
     score = seen[0] * 0
-    for k in range(len(values)):
-        score += values[k] * seen[k]
+    for k in range(touched):
+        score += costs.values[first + k] * seen[k]
     slope = slope_of(costs.loss, costs.labels[edge], score)
-    if slope == 0 and not costs.penalized:
-        return False
-    for k in range(len(values)):
-        change[k] = slope * values[k] + shrinkage[k] * seen[k]
-    return True
+    moves = slope != 0 or costs.penalized
+    if moves:
+        for k in range(touched):
+            change[k] = slope * costs.values[first + k] + costs.shrinkage[first + k] * seen[k]
+    return moves
 
 
 def linear_value(costs: Any, edge: Any, seen: Any) -> Any:

@@ -9,7 +9,7 @@
             [unlock]
 
 The schemes differ in what is locked around the update: nothing, the edge's vertices, all of x, or
-all of x with the threads taking turns.
+all of x with the threads taking turns; and in HogWild++ clusters of threads have an x each.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from .atomics import (
 )
 from .compiling import compiled
 from .costs import begin, end, fetch, gradient, look, update, update_atomically, width
+from .ring import exchange
 
 NOTHING, EDGE, VECTOR, TURNS = 0, 1, 2, 3
 """What is locked around an update."""
@@ -78,20 +79,36 @@ class Watch(NamedTuple):
 
 @compiled
 def work(
-    costs: Any, order: Any, x: Any, step: Any, rules: Any, shared: Any, watch: Any, thread: int
+    costs: Any,
+    order: Any,
+    x: Any,
+    step: Any,
+    rules: Any,
+    shared: Any,
+    watch: Any,
+    ring: Any,
+    thread: int,
 ) -> None:
-    """Go through edges of `order`, as thread number `thread` of those that share it and x."""
+    """Go through edges of `order`, as thread number `thread` of those that share it and x.
+
+    Where there are several clusters x is that of the thread's, and the first threads exchange them.
+    """
     seen, change = np.empty(rules.most, x.dtype), np.empty(rules.most, x.dtype)
     stamps = np.empty(rules.most if watch.on else 0, np.int64)
     in_turn, threads = rules.locked == TURNS, len(watch.finished)
     j, until = (thread, len(order)) if in_turn else (0, 0)
     stride = threads if in_turn else 1
+    clusters = len(ring.x)
+    # A cluster's first thread exchanges; with the token it counts the edges since then, from 1.
+    leads, held = clusters > 1 and thread < clusters, 0
     while True:
         if j >= until and not in_turn:
             # Whoever is slowed down takes fewer.
             j = atomic_add(shared.taken, 0, rules.chunk)
             until = min(j + rules.chunk, len(order))
         if j >= until or atomic_load(shared.stop, 0) != 0:
+            if held > 0:
+                atomic_store(ring.token, 0, (thread + 1) % clusters)
             return
         edge, before = order[j], 0
         if j + AHEAD * stride < len(order):
@@ -123,6 +140,15 @@ def work(
             write(costs, edge, x, change, step)
         if locks:
             leave(costs, edge, rules, shared, j)
+        if leads and held == 0:
+            if atomic_load(ring.token, 0) == thread:
+                exchange(costs, ring, thread)
+                held = 1
+        elif leads:
+            held += 1
+            if held > ring.hold:
+                atomic_store(ring.token, 0, (thread + 1) % clusters)
+                held = 0
         j += stride
 
 

@@ -118,6 +118,8 @@ class Outcome:
         kind = "simulated worker" if self.simulated else "thread"
         settings = self.settings
         parts = [settings.scheme, f"{settings.workers} {kind}{'s' * (settings.workers != 1)}"]
+        if settings.clusters is not None:
+            parts.append(f"{settings.clusters} clusters")
         if settings.adds == "atomic":
             parts.append("atomic")
         if settings.delay:

@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 
 from .loops import EDGE, NOTHING, TURNS, VECTOR
 
-Scheme = Literal["serial", "hogwild", "locked", "round-robin", "vector-lock", "averaging"]
+Scheme = Literal[
+    "serial", "hogwild", "hogwild++", "locked", "round-robin", "vector-lock", "averaging"
+]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 ABOUT: dict[Scheme, str] = {
     "serial": "one thread",
     "hogwild": "no locks",
+    "hogwild++": "no locks; clusters of threads have an x each, and exchange changes around a ring",
     "locked": "locks all vertices of an edge around its update (AIG)",
     "round-robin": "threads update in turn, one after the other (RR)",
     "vector-lock": "one lock on all of x around an update",
@@ -24,12 +27,17 @@ ABOUT: dict[Scheme, str] = {
 LOCKED: dict[Scheme, int] = {
     "serial": NOTHING,
     "hogwild": NOTHING,
+    "hogwild++": NOTHING,
     "locked": EDGE,
     "round-robin": TURNS,
     "vector-lock": VECTOR,
     "averaging": NOTHING,
 }
+UNWATCHED: tuple[Scheme, ...] = ("hogwild++", "averaging")
+"""Threads under these share no one x."""
 Adds = Literal["plain", "atomic"]
+MOST_CLUSTERS = 4
+"""Of "hogwild++", if their number is not given."""
 LONGEST = 3600.0
 """Seconds of waiting after a gradient that are allowed."""
 
@@ -54,6 +62,10 @@ class Settings:
         block: edges that lie side by side and stay together in the order of an epoch. With 1 the
             order is random altogether, which takes up to twice as long where the data does not fit
             into the cache.
+        clusters: how many x there are for "hogwild++", each of which some workers share. None for
+            one for each worker, or 4 if those are more: of many, the changes add up to too much.
+        hold: tau_0 of "hogwild++": edges that a cluster goes through from an exchange until it
+            passes the token on. None for as many as keep exchanges cheap, and at least 64.
         seed: of the orders.
         watch: note collisions, lost updates and the lag; on threads this costs time.
 
@@ -62,7 +74,9 @@ class Settings:
 
     Reference: Niu et al., "HOGWILD!: A Lock-Free Approach to Parallelizing Stochastic Gradient
     Descent", NIPS 2011, algorithm 1 and section 7; Langford, Smola, Zinkevich, "Slow Learners are
-    Fast", NIPS 2009; Zinkevich et al., "Parallelized Stochastic Gradient Descent", NIPS 2010.
+    Fast", NIPS 2009; Zinkevich et al., "Parallelized Stochastic Gradient Descent", NIPS 2010;
+    Zhang, Hsieh, Akella, "HogWild++: A New Mechanism for Decentralized Asynchronous Stochastic
+    Gradient Descent", ICDM 2016.
     """
 
     scheme: Scheme = "hogwild"
@@ -73,15 +87,21 @@ class Settings:
     adds: Adds = "plain"
     delay: float = 0.0
     block: int = 8
+    clusters: int | None = None
+    hold: int | None = None
     seed: int = 0
     watch: bool = False
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:
             raise ValueError(f"there is no scheme {self.scheme}; there are {', '.join(SCHEMES)}")
-        for name in ("workers", "epochs", "block"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("workers", "epochs", "block", "clusters", "hold"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        too_many = self.clusters is not None and self.clusters > self.workers
+        if self.scheme == "hogwild++" and too_many:
+            raise ValueError(f"{self.clusters} clusters of {self.workers} workers: choose fewer")
         if self.scheme == "serial" and self.workers != 1:
             raise ValueError(f"serial with {self.workers} workers; it has one")
         if self.step is not None and not (self.step > 0 and math.isfinite(self.step)):
@@ -94,8 +114,15 @@ class Settings:
             raise ValueError(f"seed is {self.seed}; it must be at least 0")
         if self.adds not in get_args(Adds):
             raise ValueError(f"adds is {self.adds!r}; it must be plain or atomic")
-        if self.watch and self.scheme == "averaging":
-            raise ValueError("averaging shares no x: there is nothing to watch")
+        if self.watch and self.scheme in UNWATCHED:
+            raise ValueError(f"{self.scheme} has several x: there is nothing to watch")
+
+    @property
+    def copies(self) -> int:
+        """How many x there are."""
+        if self.scheme == "hogwild++":
+            return self.clusters or min(self.workers, MOST_CLUSTERS)
+        return self.workers if self.scheme == "averaging" else 1
 
     @property
     def rules(self) -> tuple[int, bool, int]:

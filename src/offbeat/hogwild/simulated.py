@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from .interleaving import Counts, Memory, Times, Workers, interleave
 from .outcome import Collisions, Outcome
 from .problem import Instance, SparseProblem
+from .ring import go_round, ring_of
 from .schemes import Settings, dealt, orders
 from .training import Report, Training
 
@@ -34,6 +35,7 @@ class AccessTimes:
             that one's cache holds it; what of it is not hidden by fetching ahead.
         lock: of taking a lock that is free.
         handoff: beside the lock of all of x, or the turn, when another worker had it last.
+        exchange: of a coordinate in an exchange of "hogwild++"; all are exchanged at one instant.
         jitter: standard deviation of the logarithm of a gradient's time.
 
     Raises:
@@ -47,6 +49,7 @@ class AccessTimes:
     transfer: float = 2e-9
     lock: float = 2e-9
     handoff: float = 100e-9
+    exchange: float = 0.5e-9
     jitter: float = 0.1
 
     def __post_init__(self) -> None:
@@ -84,57 +87,56 @@ def simulate(
     training = Training(problem, settings)
     instance, settings = training.instance, training.settings
     times = times or AccessTimes()
-    groups = [Interleaved(instance, settings, times) for _ in training.x]
+    workers = Interleaved(instance, settings, times, training.x)
     jitter = np.random.default_rng([settings.seed, 1])
 
     def epoch(step: Any, rng: np.random.Generator) -> float:
         shares = dealt(orders(instance.edges, settings, rng), settings)
         slower = np.exp(times.jitter * jitter.standard_normal(sum(map(len, shares))))
-        if settings.scheme != "averaging":
-            return groups[0].epoch(training.x[0], step, shares, slower)
-        each = np.split(slower, len(shares))
-        runs = zip(groups, training.x, shares, each, strict=True)
-        return max(group.epoch(x, step, [share], slow) for group, x, share, slow in runs)
+        return workers.epoch(step, shares, slower)
 
     training.run(epoch, report)
-    met = None if settings.scheme == "averaging" else groups[0].collisions()
+    met = None if settings.scheme == "averaging" else workers.collisions()
     return training.outcome(simulated=True, collisions=met)
 
 
 class Interleaved:
     """Workers that share x, over any number of epochs, and what is noted of how they meet.
 
+    Worker w has the x numbered w modulo their number.
+
     Args:
         instance: the problem with its data.
-        settings: scheme, adds and delay.
+        settings: scheme, adds and delay; and hold, where x are exchanged.
         times: of accesses.
+        x: the one or several (copies, d), contiguous; they are trained in place.
     """
 
-    def __init__(self, instance: Instance, settings: Settings, times: AccessTimes) -> None:
+    def __init__(
+        self, instance: Instance, settings: Settings, times: AccessTimes, x: NDArray[Any]
+    ) -> None:
         self.instance = instance
+        self.x = x
+        self.ring = ring_of(x, settings.hold or 0)
+        self.exchanging = settings.scheme == "hogwild++" and len(x) > 1
         self.locked, self.atomic, _ = settings.rules
         fields = {name: getattr(times, name) for name in Times._fields if name != "delay"}
         self.times = Times(**fields, delay=settings.delay)
-        self.memory = _memory(instance)
+        self.memory = _memory(instance.vertices * len(x))
         self.lag = np.zeros(3, np.int64)
 
     def epoch(
-        self,
-        x: NDArray[Any],
-        step: float,
-        shares: list[NDArray[np.int64]],
-        slower: NDArray[np.float64],
+        self, step: float, shares: list[NDArray[np.int64]], slower: NDArray[np.float64]
     ) -> float:
-        """Train x (d,); returns the virtual seconds that it took.
+        """Go through the edges of all workers; returns the virtual seconds that it took.
 
         Args:
-            x: is changed.
             step: gamma.
             shares: of each worker, its edges in their order.
             slower: of each edge, in the order of the shares, how much longer its gradient takes.
         """
         counts = Counts(
-            finished=np.zeros(1, np.int64),
+            finished=np.zeros(len(self.x), np.int64),
             turns=np.zeros(1, np.int64),
             waits=np.zeros(1, np.int64),
             holder=np.full(2, -1),
@@ -142,32 +144,41 @@ class Interleaved:
         )
         taken = interleave(
             self.instance.costs,
-            x,
-            x.dtype.type(step),
+            self.x.reshape(-1),
+            self.x.dtype.type(step),
             self.locked,
             self.atomic,
             self.times,
             self.memory,
-            _workers(self.instance, shares, slower),
+            _workers(self.instance, shares, slower, len(self.x)),
             counts,
+            self.ring,
+            self.exchanging,
         )
+        if self.exchanging:
+            go_round(self.instance.costs, self.ring)
+            taken += self.times.exchange * self.x.size
         return float(taken)
 
     def collisions(self) -> Collisions:
         """How they have met so far."""
         memory, lag = self.memory, self.lag
+
+        def by_vertex(of_all: NDArray[np.int64]) -> NDArray[np.int64]:
+            return of_all.reshape(len(self.x), -1).sum(0)
+
         return Collisions(
-            updates=memory.stores,
-            collided=memory.collided,
-            lost=memory.stores - memory.kept,
+            updates=by_vertex(memory.stores),
+            collided=by_vertex(memory.collided),
+            lost=by_vertex(memory.stores - memory.kept),
             mean_lag=float(lag[0] / max(lag[2], 1)),
             max_lag=int(lag[1]),
         )
 
 
-def _memory(instance: Instance) -> Memory:
+def _memory(vertices: int) -> Memory:
     def filled(value: int) -> NDArray[np.int64]:
-        return np.full(instance.vertices, value, np.int64)
+        return np.full(vertices, value, np.int64)
 
     return Memory(
         stores=filled(0), collided=filled(0), kept=filled(0), writer=filled(-1), holder=filled(-1)
@@ -175,7 +186,7 @@ def _memory(instance: Instance) -> Memory:
 
 
 def _workers(
-    instance: Instance, shares: list[NDArray[np.int64]], slower: NDArray[np.float64]
+    instance: Instance, shares: list[NDArray[np.int64]], slower: NDArray[np.float64], copies: int
 ) -> Workers:
     count = len(shares)
     starts = np.concatenate([[0], np.cumsum([len(share) for share in shares])]).astype(np.int64)
@@ -200,4 +211,6 @@ def _workers(
         waits_for=np.full(count, -1),
         since=zeros(),
         before=zeros(),
+        base=np.arange(count) % copies * instance.vertices,
+        held=zeros(),
     )

@@ -11,10 +11,11 @@ import numpy as np
 from .loops import Rules, Shared, Watch, work
 from .outcome import Collisions, Outcome, cores_here, machine
 from .problem import Instance, SparseProblem
+from .ring import go_round, ring_of
 from .schemes import Settings, orders
 from .training import Report, Training, go_through, no_watch, shared_by_threads
 
-MOST_BLOCKS = 8
+MOST_BLOCKS = 64
 """Blocks that a thread takes at a time, where there are many."""
 MOST_THREADS = 1024
 """More would start one after the other, and hardly run; `simulate` has workers without number."""
@@ -45,9 +46,12 @@ def train(problem: SparseProblem, settings: Settings, report: Report | None = No
     chunk = block * min(MOST_BLOCKS, max(1, turns))
     rules = Rules(*settings.rules, most=instance.most, chunk=chunk)
     stop = np.zeros(1, np.int64)
+    # What is averaged does not meet before the end.
+    exchanged = training.x if settings.scheme == "hogwild++" else training.x[:1]
+    ring = ring_of(exchanged, training.settings.hold or 0)
 
     def take(thread: int, x: Any, order: Any, shared: Shared, step: Any) -> None:
-        work(instance.costs, order, x, step, rules, shared, watch, thread)
+        work(instance.costs, order, x, step, rules, shared, watch, ring, thread)
 
     def epoch(step: Any, rng: np.random.Generator) -> float:
         begun = time.perf_counter()
@@ -66,6 +70,8 @@ def train(problem: SparseProblem, settings: Settings, report: Report | None = No
             for thread in range(workers)
         ]
         wait(jobs)
+        if len(ring.x) > 1:
+            go_round(instance.costs, ring)
         taken = time.perf_counter() - begun
         for job in jobs:
             job.result()
@@ -75,6 +81,7 @@ def train(problem: SparseProblem, settings: Settings, report: Report | None = No
         try:
             # Compiles; there is nothing to do but that.
             go_through(instance, np.empty(0, np.int64), training.x[0], training.x.dtype.type(0))
+            go_round(instance.costs, ring_of(training.x[:, :0], 0))
             training.run(epoch, report)
         except BaseException:
             # The pool waits for its threads.

@@ -14,6 +14,7 @@ from .kinds import CutCosts
 from .loops import NOTHING, Rules, Shared, Watch, work
 from .outcome import Collisions, Epoch, Outcome
 from .problem import Instance, SparseProblem
+from .ring import default_hold, ring_of
 from .schemes import Settings
 
 Report = Callable[[int, Epoch], None]
@@ -39,10 +40,13 @@ class Training:
                 "plain"
             )
         self.step = problem.step if settings.step is None else settings.step
-        self.settings = dataclasses.replace(settings, step=self.step)
-        copies = settings.workers if settings.scheme == "averaging" else 1
-        self.x: NDArray[Any] = np.repeat(self.instance.start[None], copies, axis=0)
-        """(copies, d): of each worker if they are averaged, else one."""
+        hold = settings.hold
+        if settings.scheme == "hogwild++" and hold is None:
+            touched = float(self.instance.sizes().mean()) * self.instance.width
+            hold = default_hold(len(self.instance.start), touched, settings.copies)
+        self.settings = dataclasses.replace(settings, step=self.step, hold=hold)
+        self.x: NDArray[Any] = np.repeat(self.instance.start[None], settings.copies, axis=0)
+        """(copies, d): of each worker if averaged, of each cluster of HogWild++, else one."""
         self.epochs = [self._state(0.0)]
 
     def run(
@@ -130,4 +134,5 @@ def shared_by_threads(vertices: int) -> Shared:
 def go_through(instance: Instance, order: NDArray[np.int64], x: NDArray[Any], step: Any) -> None:
     """Train x (d,) by one thread, this one, on the edges of `order`."""
     rules = Rules(locked=NOTHING, atomic=False, delay_ns=0, most=instance.most, chunk=len(order))
-    work(instance.costs, order, x, step, rules, shared_by_threads(0), no_watch(1), 0)
+    ring = ring_of(x[None], 0)
+    work(instance.costs, order, x, step, rules, shared_by_threads(0), no_watch(1), ring, 0)

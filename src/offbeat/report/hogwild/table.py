@@ -24,10 +24,10 @@ class Row:
     def cells(self) -> dict[str, str]:
         """Text by column; "" where there is nothing to say."""
         outcome, settings = self.outcome, self.outcome.settings
-        kind = "simulated" if outcome.simulated else "threads"
+        kind = "simulated" if outcome.simulated else f"thread{'s' * (settings.workers != 1)}"
         cells = {
             "scheme": settings.scheme,
-            "workers": f"{settings.workers} {kind}" if settings.workers > 1 else kind,
+            "workers": f"{settings.workers} {kind}",
             "delay": f"{settings.delay * 1e6:g} us" if settings.delay else "",
             "seconds": f"{outcome.seconds:.3g}",
             "speed-up": "" if math.isnan(self.speed_up) else f"{self.speed_up:.2f}",
