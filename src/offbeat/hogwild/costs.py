@@ -82,6 +82,11 @@ def update_atomically(costs: Any, x: Any, first: int, change: Any, at: int, step
     raise NotImplementedError
 
 
+def projected(costs: Any) -> bool:
+    """Whether an updated vertex is projected, and not only added to."""
+    raise NotImplementedError
+
+
 def _of(costs: Any) -> type:
     return costs.instance_class
 
@@ -150,6 +155,13 @@ def _update(costs: Any, x: Any, first: Any, change: Any, at: Any, step: Any) -> 
         CutCosts: projected_update,
         PerceptronCosts: _update_one,
     }[_of(costs)]
+
+
+@overload(projected, strict=False)
+def _projected(costs: Any) -> Any:
+    if _of(costs) is CutCosts:
+        return lambda costs: True
+    return lambda costs: False
 
 
 @overload(update_atomically, strict=False)

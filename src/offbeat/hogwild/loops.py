@@ -28,7 +28,7 @@ from .atomics import (
     yield_core,
 )
 from .compiling import compiled
-from .costs import begin, end, fetch, gradient, look, update, update_atomically, width
+from .costs import begin, end, fetch, gradient, look, projected, update, update_atomically, width
 from .ring import exchange
 
 NOTHING, EDGE, VECTOR, TURNS = 0, 1, 2, 3
@@ -155,21 +155,26 @@ def work(
 @compiled
 def write(costs: Any, edge: int, x: Any, change: Any, step: Any) -> None:
     """x_v <- x_v - step * change_v for all v in e."""
-    wide, vertices = width(costs), costs.vertices[begin(costs, edge) : end(costs, edge)]
-    if wide == 1:
-        for j in range(len(vertices)):
-            update(costs, x, vertices[j], change, j, step)
+    wide, first = width(costs), np.uint64(begin(costs, edge))
+    touched = np.uint64(end(costs, edge)) - first
+    if projected(costs):
+        for j in range(touched):
+            update(costs, x, costs.vertices[first + j] * wide, change, j * wide, step)
     else:
-        for j in range(len(vertices)):
-            update(costs, x, vertices[j] * wide, change, j * wide, step)
+        # Not by `update`: references to what a function is given are counted.
+        for j in range(touched):
+            for k in range(wide):
+                x[costs.vertices[first + j] * wide + k] -= step * change[j * wide + k]
 
 
 @compiled
 def write_atomically(costs: Any, edge: int, x: Any, change: Any, step: Any) -> None:
-    """The same, each coordinate in one indivisible step."""
-    wide, vertices = width(costs), costs.vertices[begin(costs, edge) : end(costs, edge)]
-    for j in range(len(vertices)):
-        update_atomically(costs, x, vertices[j] * wide, change, j * wide, step)
+    """The same, each coordinate in one indivisible step; no costs that are projected have this."""
+    wide, first = width(costs), np.uint64(begin(costs, edge))
+    for j in range(np.uint64(end(costs, edge)) - first):
+        for k in range(wide):
+            at = costs.vertices[first + j] * wide + k
+            atomic_add(x, at, -step * change[j * wide + k])
 
 
 @compiled
