@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba.extending import overload
 
-from .atomics import atomic_add, prefetch
+from .atomics import prefetch
 from .compiling import compiled
 from .kinds import (
     CutCosts,
@@ -74,11 +74,6 @@ def fetch(costs: Any, edge: int, x: Any) -> None:
 
 def update(costs: Any, x: Any, first: int, change: Any, at: int, step: Any) -> None:
     """The block of x from `first` on moves by -step times the `change` from `at` on."""
-    raise NotImplementedError
-
-
-def update_atomically(costs: Any, x: Any, first: int, change: Any, at: int, step: Any) -> None:
-    """The same, each coordinate in one indivisible step."""
     raise NotImplementedError
 
 
@@ -162,15 +157,6 @@ def _projected(costs: Any) -> Any:
     if _of(costs) is CutCosts:
         return lambda costs: True
     return lambda costs: False
-
-
-@overload(update_atomically, strict=False)
-def _update_atomically(costs: Any, x: Any, first: Any, change: Any, at: Any, step: Any) -> Any:
-    def atomic(costs: Any, x: Any, first: Any, change: Any, at: Any, step: Any) -> None:
-        for k in range(width(costs)):
-            atomic_add(x, first + k, -step * change[at + k])
-
-    return atomic
 
 
 def _fetch_row(costs: Any, edge: Any, x: Any) -> None:

@@ -28,7 +28,7 @@ from .atomics import (
     yield_core,
 )
 from .compiling import compiled
-from .costs import begin, end, fetch, gradient, look, projected, update, update_atomically, width
+from .costs import begin, end, fetch, gradient, look, projected, update, width
 from .ring import exchange
 
 NOTHING, EDGE, VECTOR, TURNS = 0, 1, 2, 3
@@ -198,7 +198,8 @@ def watched_write(
             watch.collisions[thread, vertex] += 1
         watch.made[thread, vertex] += 1
         if rules.atomic:
-            update_atomically(costs, x, vertex * wide, change, j * wide, step)
+            for k in range(wide):
+                atomic_add(x, vertex * wide + k, -step * change[j * wide + k])
             atomic_add(watch.counted, vertex, 1)
         else:
             update(costs, x, vertex * wide, change, j * wide, step)

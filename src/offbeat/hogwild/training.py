@@ -134,5 +134,5 @@ def shared_by_threads(vertices: int) -> Shared:
 def go_through(instance: Instance, order: NDArray[np.int64], x: NDArray[Any], step: Any) -> None:
     """Train x (d,) by one thread, this one, on the edges of `order`."""
     rules = Rules(locked=NOTHING, atomic=False, delay_ns=0, most=instance.most, chunk=len(order))
-    ring = ring_of(x[None], 0)
+    ring = ring_of(x[None, :0], 0)
     work(instance.costs, order, x, step, rules, shared_by_threads(0), no_watch(1), ring, 0)
