@@ -1,4 +1,8 @@
-"""The mean of 100 MB over two processes: gloo's all_reduce against a method's."""
+"""The mean of 100 MB over two processes: gloo's all_reduce against a method's.
+
+A method gives `node.all_reduce` either a gradient as it comes, in the pieces that autograd made,
+or a vector, for which the pieces have been copied into one.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +22,19 @@ from offbeat.node import Node
 
 @dataclass(frozen=True, kw_only=True)
 class Mean(Method):
-    """Averages gradients, and does nothing with the mean."""
+    """Averages gradients, and does nothing with the mean.
+
+    Args:
+        joined: they are made vectors first.
+    """
+
+    joined: bool = False
 
     synchronous: ClassVar[bool] = True
 
     async def step(self, node: Node) -> None:
         gradient = await node.gradient()
-        await node.all_reduce(gradient.vector)
+        await node.all_reduce(gradient.vector if self.joined else gradient)
 
 
 def measure(*, rounds: int, quick: bool) -> list[Part]:
@@ -39,8 +49,9 @@ def measure(*, rounds: int, quick: bool) -> list[Part]:
         for _ in range(rounds):
             part.add("a copy, one process", 1e3 * statistics.median(copies.burst(steps)))
             part.add("gloo all_reduce", 1e3 * statistics.median(rival.burst(steps)))
-            run = ours.run(Mean(), problem, steps=steps)
-            part.add("node.all_reduce", 1e3 * statistics.median(ours.together_seconds(run)))
+            for name, joined in (("node.all_reduce", False), ("node.all_reduce, vector", True)):
+                run = ours.run(Mean(joined=joined), problem, steps=steps)
+                part.add(name, 1e3 * statistics.median(ours.together_seconds(run)))
     part.notes.append(
         "node.all_reduce: from the end of the slower worker's gradient until both begin the next"
     )
