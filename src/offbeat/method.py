@@ -75,6 +75,9 @@ class Method(ABC):
     shares_parameters: ClassVar[bool] = False
     """All workers change one vector in the memory of one machine, without locks; so it cannot run
     on several machines or in a user's own loop, is not replayed, and conserves nothing."""
+    replicated: ClassVar[bool] = False
+    """All workers hold the same parameters, which `node.apply_mean` alone changes, so that those of
+    one machine may keep them once. A subclass with a `step` of its own has to declare it anew."""
     outer_steps: ClassVar[bool] = False
     """Between local steps it steps from a model of its own, and so cannot be inside a method that
     does so too."""
@@ -82,6 +85,11 @@ class Method(ABC):
     """The settings under which one worker without latency is serial SGD; None if there are none."""
     ledger: ClassVar[Ledger | None] = None
     """What the method conserves."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "step" in vars(cls) and "replicated" not in vars(cls):
+            cls.replicated = False
 
     @abstractmethod
     async def step(self, node: Node) -> None:

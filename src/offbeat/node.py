@@ -44,6 +44,9 @@ class Runtime(Protocol):
     def all_reduce(
         self, node: Node, values: Dense, group: Group, tag: tuple[int, int]
     ) -> Awaitable[Tensor]: ...
+    def apply_mean(
+        self, node: Node, gradient: Gradient, group: Group, tag: tuple[int, int]
+    ) -> Awaitable[None]: ...
     def buffer(self, like: Tensor, size: int | None = None, at: int = 0) -> Tensor: ...
     def join(self, pieces: Sequence[Tensor]) -> Tensor: ...
     def stepped(self, node: Node, staleness: int, mixes: int) -> None: ...
@@ -71,7 +74,7 @@ class SharedParameters(Protocol):
 class Node:
     """One participant: a worker or a server.
 
-    Methods read `parameters`; only `load`, `mix` and `apply` change it.
+    Methods read `parameters`; only `load`, `mix`, `apply` and `apply_mean` change it.
     """
 
     rank: int
@@ -92,6 +95,10 @@ class Node:
     """Gives `minibatch`; None where the samples are the user's own loop's."""
     shared: SharedParameters | None = None
     """Where `parameters` lie if all workers share them."""
+    replicated: bool = False
+    """Whether all workers hold the same parameters, which `apply_mean` alone changes."""
+    part: slice | None = None
+    """What of its parameters this worker steps, where those of one machine keep them once."""
     survives_loss: bool = True
     """Whether the method goes on without those who have departed; if not, `peers` keeps them."""
 
@@ -211,6 +218,7 @@ class Node:
         self, x: Tensor, version: int | None = None, part: Shard | slice | None = None
     ) -> None:
         """Replace the parameters, or a part of them, by `x`, which has had `version` steps."""
+        self._require_own("load")
         self.changes += 1
         if part is None:
             self.parameters.copy_(x)
@@ -223,6 +231,7 @@ class Node:
         self, *, scale: float = 1.0, add: Tensor | None = None, part: Shard | slice | None = None
     ) -> None:
         """x, or a part of it, <- scale * x + add: an averaging with others, no optimizer step."""
+        self._require_own("mix")
         x = self.parameters
         if part is not None:
             x = x[part.span if isinstance(part, Shard) else part]
@@ -248,8 +257,7 @@ class Node:
         Raises:
             TypeError: a vector without `taken_at`.
         """
-        self._recount()
-        self.changes += 1
+        self._require_own("apply")
         if isinstance(gradient, Gradient):
             taken_at = gradient.version if taken_at is None else taken_at
             values = gradient.dense
@@ -257,11 +265,32 @@ class Node:
             values = gradient
         if taken_at is None:
             raise TypeError("node.apply(vector) needs taken_at: the version of the gradient")
-        contributions = (taken_at,) if isinstance(taken_at, int) else tuple(taken_at)
+        self._step(values, (taken_at,) if isinstance(taken_at, int) else tuple(taken_at), lr_scale)
+
+    def apply_mean(self, gradient: Gradient) -> Awaitable[None]:
+        """Await one step of the inner optimizer along the mean of all workers' gradients.
+
+        The bits are those of `apply(await all_reduce(gradient), taken_at=gradient.version)`. Where
+        the workers of a method that is `replicated` are on one machine, they may keep the
+        parameters once, and each step a part of them.
+
+        Raises:
+            PeerLost: a worker has departed.
+        """
+        tag = self._next_tag(self.workers, None)
+        return self.runtime.apply_mean(self, gradient, self.workers, tag)
+
+    def _step(self, values: Dense, contributions: Sequence[int], lr_scale: float = 1.0) -> None:
+        """A step along what was taken at these versions; of `part` only, where there is one."""
+        self._recount()
+        self.changes += 1
         mixes = self._mixes - self._mixes_at_snapshot
         for version in contributions:
             self.runtime.stepped(self, self.versions[0] - version, mixes)
         optimizer = self._optimizer or self.optimizer
+        if optimizer.part != self.part:
+            assert self.part is not None
+            optimizer.keep(self.part)
         optimizer.step(values, self.schedule.factor(self.samples) * lr_scale)
         self.versions[0] += 1
         self.samples += self._samples_per_gradient * len(contributions)
@@ -274,6 +303,13 @@ class Node:
         So the schedule of the learning rate ends with the budget, whatever is dropped.
         """
         self.samples += self._samples_per_gradient * gradients
+
+    def _require_own(self, name: str) -> None:
+        if self.replicated:
+            raise RuntimeError(
+                f"node.{name}() changes one worker's parameters alone, and a method that is "
+                "`replicated` says that it changes them by node.apply_mean() only"
+            )
 
     def _recount(self) -> None:
         """Take in the steps that other workers have made on parameters that all share."""
@@ -379,11 +415,14 @@ class Node:
             members = tuple(group)
         if self.rank not in members:
             raise ValueError(f"node {self.rank} is not in the group {members}")
+        values = x.dense if isinstance(x, Gradient) else x
+        return self.runtime.all_reduce(self, values, members, self._next_tag(members, key))
+
+    def _next_tag(self, members: Group, key: int | None) -> tuple[int, int]:
+        """Of the group's next collective under that key."""
         sequence = self._collectives.get((members, key), 0)
         self._collectives[members, key] = sequence + 1
-        label = hash_of((members, key))
-        values = x.dense if isinstance(x, Gradient) else x
-        return self.runtime.all_reduce(self, values, members, (label, sequence))
+        return hash_of((members, key)), sequence
 
     def barrier(self) -> Awaitable[Tensor]:
         """Await until every worker has come to its barrier."""

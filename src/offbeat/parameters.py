@@ -103,6 +103,18 @@ class Layout:
             for start, stop in pairwise(cuts)
         )
 
+    def even_spans(self, parts: int) -> tuple[slice, ...]:
+        """Slices of the whole vector of nearly even size: tensors are cut, after every 64 numbers.
+
+        An optimizer whose step is elementwise gives a slice the bits that it gives the whole.
+        """
+        cuts = [0]
+        for part in range(1, parts):
+            goal = self.size * part // parts
+            start = next(span.start for span in self.spans if goal < span.stop)
+            cuts.append(goal - (goal - start) % ALIGNED)
+        return tuple(slice(start, stop) for start, stop in pairwise([*cuts, self.size]))
+
     def split_spans(self, parts: int) -> tuple[slice, ...]:
         """The slices of the whole vector that `split(parts)` cuts."""
         ends = list(accumulate(layout.size for layout in self.split(parts)))
@@ -183,8 +195,25 @@ def joined(values: Dense) -> Tensor:
     return values if isinstance(values, Tensor) else values.dense()
 
 
+ALIGNED = 64
+"""Numbers. Torch computes a tensor's last few, which fill no vector register, by instructions whose
+bits can differ; a tensor that is cut after a multiple of these has none but at its end."""
 COPIED = 1 << 20
 """Bytes of a gradient up to which a copy costs less than to point an optimizer at it."""
+ELEMENTWISE = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.Adamax,
+    torch.optim.Adagrad,
+    torch.optim.Adadelta,
+    torch.optim.RMSprop,
+    torch.optim.ASGD,
+    torch.optim.Rprop,
+)
+"""Optimizers of which each number's step depends on nothing but that number's gradients."""
 UNUSABLE = {
     "LBFGS": "it evaluates the loss several times a step",
     "SparseAdam": "it needs sparse gradients, and gradients here are dense vectors",
@@ -196,13 +225,19 @@ class ParameterOptimizer:
 
     def __init__(self, parameters: Tensor, layout: Layout, factory: OptimizerFactory) -> None:
         self._layout = layout
+        self._vector = parameters
         self._parameters = [nn.Parameter(view) for view in layout.views(parameters)]
         self.inner = factory(list(zip(layout.names, self._parameters, strict=True)))
         self._step = _unobserved_step(self.inner)
         self._copies = parameters.nbytes <= COPIED or not _only_reads(self.inner)
-        self._gradient = parameters.new_zeros(parameters.numel() if self._copies else 0)
-        if self._copies:
-            self._point_at(layout.views(self._gradient))
+        self._views = layout.views
+        self._make_gradient(len(parameters))
+        self.part: slice | None = None
+        """What of the vector it steps; all of it if None."""
+        self.in_order: list[nn.Parameter | None] = [
+            parameter for group in self.inner.param_groups for parameter in group["params"]
+        ]
+        """What it steps of each tensor, in the order of its groups; None of those not in `part`."""
         refusal = UNUSABLE.get(type(self.inner).__name__)
         if refusal is not None:
             raise ValueError(f"optimizer {type(self.inner).__name__} cannot be used: {refusal}")
@@ -210,10 +245,13 @@ class ParameterOptimizer:
         self._scale = 1.0
 
     def step(self, gradient: Dense, scale: float = 1.0) -> None:
-        """One step along `gradient` (d,), every learning rate multiplied by `scale`."""
+        """One step along `gradient` (d,), every learning rate multiplied by `scale`.
+
+        Where it steps a part only, the gradient is that part's.
+        """
         whole = isinstance(gradient, Tensor)
         if not self._copies:
-            self._point_at(self._layout.views(gradient) if whole else gradient.tensors)
+            self._point_at(self._views(gradient) if whole else gradient.tensors)
         elif whole:
             self._gradient.copy_(gradient)
         else:
@@ -222,6 +260,48 @@ class ParameterOptimizer:
         self._step()
         if not self._copies:
             self._let_go()
+
+    def keep(self, part: slice) -> None:
+        """Step that part of the vector only from now on, and forget what it has of the rest.
+
+        The step has to be elementwise (`ELEMENTWISE`).
+        """
+        kept: dict[nn.Parameter, nn.Parameter] = {}
+        spans: list[slice] = []
+        for parameter, span in zip(self._parameters, self._layout.spans, strict=True):
+            start, stop = max(span.start, part.start), min(span.stop, part.stop)
+            if start >= stop:
+                self.inner.state.pop(parameter, None)
+                continue
+            spans.append(slice(start - part.start, stop - part.start))
+            kept[parameter] = parameter
+            if (start, stop) != (span.start, span.stop):
+                kept[parameter] = nn.Parameter(self._vector[start:stop])
+                within = slice(start - span.start, stop - span.start)
+                if (state := self.inner.state.pop(parameter, None)) is not None:
+                    self.inner.state[kept[parameter]] = {
+                        name: value.reshape(-1)[within].clone()
+                        if _is_like(value, parameter)
+                        else value
+                        for name, value in state.items()
+                    }
+        self.in_order = [kept.get(p) for g in self.inner.param_groups for p in g["params"]]
+        for group in self.inner.param_groups:
+            group["params"] = [kept[p] for p in group["params"] if p in kept]
+        self._let_go()
+        self._parameters = list(kept.values())
+        self._views = lambda gradient: [
+            gradient[span].view(parameter.shape)
+            for span, parameter in zip(spans, self._parameters, strict=True)
+        ]
+        self._make_gradient(part.stop - part.start)
+        self.part = part
+
+    def _make_gradient(self, size: int) -> None:
+        """The memory that gradients are copied to, where they are."""
+        self._gradient = self._vector.new_zeros(size if self._copies else 0)
+        if self._copies:
+            self._point_at(self._views(self._gradient))
 
     def _point_at(self, gradients: Sequence[Tensor]) -> None:
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
@@ -268,6 +348,26 @@ class OuterOptimizer:
         """One step along `gradient`; returns the vector after it."""
         self._optimizer.step(gradient)
         return self.parameters
+
+
+def steps_alike_in_parts(optimizer: Optimizer, threads: int) -> bool:
+    """Whether parts cut at `ALIGNED` numbers, stepped apart, get the bits that the whole would.
+
+    Threads cut tensors anywhere, so with several only what computes every number alike will do.
+    """
+    if type(optimizer) not in ELEMENTWISE:
+        return False
+    groups = optimizer.param_groups
+    fused = any(group.get("fused") for group in groups)
+    wide = all(
+        p.dtype in (torch.float32, torch.float64) for group in groups for p in group["params"]
+    )
+    return threads == 1 or (wide and not fused)
+
+
+def _is_like(value: object, parameter: Tensor) -> bool:
+    """Whether a value of an optimizer's state has a number for each of the parameter's."""
+    return isinstance(value, Tensor) and value.shape == parameter.shape
 
 
 def _only_reads(optimizer: Optimizer) -> bool:

@@ -13,7 +13,9 @@ from .ring import chunk_bounds as chunk_bounds
 from .ring import ring_all_reduce as ring_all_reduce
 from .ring import ring_mean as ring_mean
 from .server import SERVER
+from .sharded import sharded_step as sharded_step
 from .shared import SHARED as SHARED
+from .shared import is_whole as is_whole
 from .shared import shared_all_reduce as shared_all_reduce
 from .tree import TREE
 from .whole_ring import WHOLE_RING

@@ -33,7 +33,7 @@ async def shared_all_reduce(node: Node, x: Dense, group: Group, tag: Tag = (0, 0
     """
     if len(group) == 1:
         return joined(x).detach().clone()
-    reduce = _reduce_whole if _is_whole(len(group), x.nbytes) else _reduce_by_chunks
+    reduce = _reduce_whole if is_whole(len(group), x.nbytes) else _reduce_by_chunks
     return (await reduce(node, x, group, tag)).view(x.shape)
 
 
@@ -52,9 +52,9 @@ async def _reduce_by_chunks(node: Node, x: Dense, group: Group, tag: Tag) -> Ten
     """Of a vector in pieces only what the others read is joined."""
     n, here = len(group), group.index(node.rank)
     bounds = chunk_bounds(math.prod(x.shape), n)
-    chunks = [_parts(x, start, stop) for start, stop in pairwise(bounds)]
+    chunks = [parts_of(x, start, stop) for start, stop in pairwise(bounds)]
     own = chunks[here]
-    outgoing = [_joined(node, parts) if parts is not own else own[0] for parts in chunks]
+    outgoing = [joined_to_send(node, parts) if parts is not own else own[0] for parts in chunks]
     received = await exchange_each(node, [Chunk(part, *tag) for part in outgoing], group, tag)
     others = [chunk.values for chunk in received[here + 1 :] + received[:here]]
     start, stop = bounds[here : here + 2]
@@ -68,12 +68,13 @@ async def _reduce_by_chunks(node: Node, x: Dense, group: Group, tag: Tag) -> Ten
     return node.runtime.join([chunk.values for chunk in means])
 
 
-def _parts(x: Dense, start: int, stop: int) -> list[Tensor]:
+def parts_of(x: Dense, start: int, stop: int) -> list[Tensor]:
     """Flat views, one after the other, of what lies from `start` to `stop`."""
     return [x.detach().reshape(-1)[start:stop]] if isinstance(x, Tensor) else x.parts(start, stop)
 
 
-def _joined(node: Node, parts: Sequence[Tensor]) -> Tensor:
+def joined_to_send(node: Node, parts: Sequence[Tensor]) -> Tensor:
+    """Flat tensors one after the other, where they are sent from without a copy."""
     if len(parts) == 1:
         return parts[0]
     size = sum(len(part) for part in parts)
@@ -98,7 +99,8 @@ def mean_of(terms: Sequence[Tensor], out: Tensor) -> None:
         out *= 1 / n  # The same bits, without the cost of a division.
 
 
-def _is_whole(n: int, nbytes: float) -> bool:
+def is_whole(n: int, nbytes: float) -> bool:
+    """Whether n members exchange whole vectors of so many bytes."""
     return (n - 1) * nbytes <= WHOLE
 
 
@@ -120,7 +122,7 @@ def shared_price(
                 sent[i] += sizes[i][to]
             finished[:] = map(max, finished, ended)
 
-    if _is_whole(n, values.nbytes):
+    if is_whole(n, values.nbytes):
         exchange([[size] * n] * n)
     else:
         bounds = chunk_bounds(values.numel(), n)
@@ -131,7 +133,7 @@ def shared_price(
 
 
 def shared_seconds(n: int, size: float, latency: float, bandwidth: float) -> float:
-    if _is_whole(n, size):
+    if is_whole(n, size):
         return (n - 1) * (size / bandwidth + latency)
     return 2 * (n - 1) * (size / n / bandwidth + latency)
 

@@ -20,11 +20,11 @@ class AllReduceSGD(Method):
 
     family: ClassVar[str] = "all-reduce"
     synchronous: ClassVar[bool] = True
+    replicated: ClassVar[bool] = True
 
     async def step(self, node: Node) -> None:
         gradient = await node.gradient()
-        mean = await node.all_reduce(gradient)
-        node.apply(mean, taken_at=gradient.version)
+        await node.apply_mean(gradient)
 
     def agreed(self, round: int) -> bool:
         return True

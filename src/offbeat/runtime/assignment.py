@@ -24,6 +24,7 @@ class Assignment:
         tls: certificates, for connections between machines.
         replaces: whether a process that is lost, and that the method needs, is started anew.
         shared: the parameters, where all workers of the machine share them.
+        replica: the same, where the method's workers hold the same parameters anyway.
         chaos: where the process kills itself, as `offbeat.testing.chaos` reads it.
     """
 
@@ -38,4 +39,5 @@ class Assignment:
     tls: TLS | None = None
     replaces: bool = False
     shared: MappedParameters | None = None
+    replica: MappedParameters | None = None
     chaos: str | None = None

@@ -31,7 +31,7 @@ class OptimizerState:
     groups: tuple[dict[str, Any], ...]
     """Hyper-parameters of each parameter group."""
     buffers: tuple[Any, ...]
-    """Of each parameter, in the order of the groups; None where it has none yet."""
+    """Of each parameter, in the order of the groups; None where it has none."""
     own: Any
     """Of an optimizer with a `state_dict` of its own, that; None otherwise."""
     base_rates: tuple[Any, ...]
@@ -40,15 +40,15 @@ class OptimizerState:
     @classmethod
     def of(cls, optimizer: ParameterOptimizer) -> OptimizerState:
         inner = optimizer.inner
-        parameters = list(_parameters(inner))
-        if len(inner.state) > sum(parameter in inner.state for parameter in parameters):
+        held = [None if p is None else inner.state.get(p) for p in optimizer.in_order]
+        if len(inner.state) > sum(state is not None for state in held):
             raise CaptureError(
                 f"{type(inner).__name__} keeps state of no parameter; it cannot be captured"
             )
         groups = [{k: v for k, v in g.items() if k != "params"} for g in inner.param_groups]
         return cls(
             groups=tuple(groups),
-            buffers=tuple(dict(inner.state[p]) if p in inner.state else None for p in parameters),
+            buffers=tuple(None if state is None else dict(state) for state in held),
             own=inner.state_dict() if type(inner).state_dict is not Optimizer.state_dict else None,
             base_rates=tuple(optimizer._base_rates),
             scale=optimizer._scale,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import queue
 import threading
@@ -126,8 +127,14 @@ class Child:
         host.machines = word.machines
         for rank, at in enumerate(self.world.hosts):
             if at == host.index:
-                shared = self.assignment.shared
-                node = self.world.node(rank, host, self.world.initial, shared=shared)
+                shared, replica = self.assignment.shared, self.assignment.replica
+                node = self.world.node(
+                    rank,
+                    host,
+                    self.world.initial,
+                    shared=shared,
+                    replica=None if replica is None else replica.vector,
+                )
                 saved = word.nodes.get(rank)
                 host.add(node, None if saved is None else saved.numpy().tobytes())
 
@@ -194,8 +201,11 @@ class Child:
         return word
 
     def _take(self, word: control.Take) -> None:
+        self.host.when_whole(functools.partial(self._give, word.asked))
+
+    def _give(self, asked: int) -> None:
         nodes, status = self._held(), self.host.status()
-        self.tell(control.Snapshots(asked=word.asked, nodes=nodes, status=status))
+        self.tell(control.Snapshots(asked=asked, nodes=nodes, status=status))
 
     def _capture(self, word: control.Capture) -> None:
         try:

@@ -23,6 +23,7 @@ from .outcome import outcome
 from .placement import Gathering, Placement
 from .reassembly import with_everyone
 from .refusals import require_possible
+from .replicas import with_whole_states
 from .roster import Roster
 from .seats import Seat, seats_of, waits
 from .spawning import uninterrupted
@@ -106,6 +107,7 @@ class Coordinator:
             every=checkpoint_every,
             method=experiment.method,
             tell=self.roster.tell,
+            complete=self._completed,
             write=self._write_checkpoint,
             note=self.notes.append,
         )
@@ -221,7 +223,9 @@ class Coordinator:
             self._evaluate()
             self._require_heartbeats(live)
             held = self.keeper.busy or any(seat.status and seat.status.paused for seat in live)
-            if not held and self.roster.is_quiet() and not self.evaluations.busy:
+            # Of a run that was stopped copies may never come: who waits in a step gives none.
+            judging = self.evaluations.busy and self.stop_reason is None
+            if not held and self.roster.is_quiet() and not judging:
                 if not self._may_end(live):
                     raise RunError(
                         f"deadlock at {self.seconds:.3g} s: every role waits and no message is on "
@@ -299,6 +303,9 @@ class Coordinator:
         while self.keeper.busy and time.monotonic() < deadline:
             self.roster.listen(0.02)
             self._keep()
+
+    def _completed(self, nodes: dict[int, bytes]) -> dict[int, bytes]:
+        return nodes if self.placement.replica is None else with_whole_states(nodes, self.world)
 
     def _write_checkpoint(self, nodes: dict[int, bytes]) -> None:
         assert self.directory is not None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..node import Node
-from ..suspensions import GradientRequest, Meet
+from ..parameters import Dense
+from ..suspensions import Gradient, GradientRequest, Group, Meet
 from .causes import Cause
 from .tasks import Task
 
@@ -30,6 +31,19 @@ class Executor(ABC):
 
     @abstractmethod
     def meet(self, task: Task, meet: Meet) -> None: ...
+
+    @abstractmethod
+    def all_reduce(
+        self, node: Node, values: Dense, group: Group, tag: tuple[int, int]
+    ) -> Awaitable[Tensor]:
+        """The mean of `values` over a group; `tag` is of this collective alone."""
+
+    async def apply_mean(
+        self, node: Node, gradient: Gradient, group: Group, tag: tuple[int, int]
+    ) -> None:
+        """A step of the inner optimizer along the mean of a group's gradients."""
+        mean = await self.all_reduce(node, gradient.dense, group, tag)
+        node._step(mean, (gradient.version,))
 
     def buffer(self, like: Tensor, size: int | None = None, at: int = 0) -> Tensor:
         """A tensor like that one, its contents undefined, in memory that is good to send from.

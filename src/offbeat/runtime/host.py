@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..collectives import SHARED, algorithm_for, shared_all_reduce
+from ..collectives import SHARED, algorithm_for, sharded_step, shared_all_reduce
 from ..messages import codec_of, unpack
 from ..method import Method
 from ..node import Node
@@ -121,6 +121,9 @@ class Host(Executor):
         self._order = 0
         self._early: list[tuple[int, int, Any, int]] = []
         self._tick = on_tick
+        self._in_step: set[int] = set()
+        """Nodes in the middle of a step that others make with them, in the same memory."""
+        self._when_whole: list[Callable[[], None]] = []
         self.transport = Transport(
             index,
             listen,
@@ -148,6 +151,8 @@ class Host(Executor):
                 self.scheduler.remove(rank)
             for held in (self.requests, self.parked, self.paused, self._timers, self._early):
                 held.clear()
+            self._in_step.clear()
+            self._when_whole.clear()
             self.records.reset()
             self.departed = set(absent)
             self._pause_at = None
@@ -292,6 +297,14 @@ class Host(Executor):
         with self.lock:
             return [Snapshot.of(node) for node in self.scheduler.nodes.values()]
 
+    def when_whole(self, call: Callable[[], None]) -> None:
+        """Call it, under the lock, as soon as no other process may be changing parameters here."""
+        with self.lock:
+            if self._in_step:
+                self._when_whole.append(call)
+            else:
+                call()
+
     @property
     def elapsed(self) -> int:
         """Nanoseconds since the run began."""
@@ -373,6 +386,8 @@ class Host(Executor):
             self.fail(error)
         if self.requests:
             self.changed.notify_all()
+        while self._when_whole and not self._in_step:
+            self._when_whole.pop(0)()
 
     # What nodes ask
 
@@ -425,6 +440,16 @@ class Host(Executor):
         if algorithm is SHARED:  # Which takes it in pieces, too.
             return shared_all_reduce(node, values, group, tag)
         return algorithm.run(node, joined(values), group, tag)
+
+    async def apply_mean(
+        self, node: Node, gradient: Gradient, group: Group, tag: tuple[int, int]
+    ) -> None:
+        if node.part is None:
+            await super().apply_mean(node, gradient, group, tag)
+            return
+        self._in_step.add(node.rank)
+        await sharded_step(node, gradient, group, tag)
+        self._in_step.discard(node.rank)
 
     def buffer(self, like: Tensor, size: int | None = None, at: int = 0) -> Tensor:
         shape = like.shape if size is None else torch.Size([size])

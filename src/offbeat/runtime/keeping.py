@@ -22,7 +22,8 @@ class Keeper:
     Args:
         every: seconds between checkpoints; None if there are to be none.
         tell: sends a word to every live member.
-        write: is given the nodes' states, by rank, and writes the checkpoint.
+        complete: makes the nodes' states, by rank, such that each can go on by itself.
+        write: is given those, and writes the checkpoint.
         note: is told why there is none.
     """
 
@@ -32,12 +33,13 @@ class Keeper:
         every: float | None,
         method: Method,
         tell: Callable[[Any], None],
+        complete: Callable[[dict[int, bytes]], dict[int, bytes]] = dict,
         write: Callable[[dict[int, bytes]], object],
         note: Callable[[str], None],
     ) -> None:
         self._every = every
         self._method = method
-        self._tell, self._write, self._note = tell, write, note
+        self._tell, self._complete, self._write, self._note = tell, complete, write, note
         self._due = every or 0.0
         self._use, self._refused = self._keep, self._refuse
         self._round: int | dict[int, int] | None = None
@@ -118,7 +120,7 @@ class Keeper:
             for states in self._captured.values()
             for rank, state in sorted(states.items())
         }
-        self._use(nodes)
+        self._use(self._complete(nodes))
 
     def _keep(self, nodes: dict[int, bytes]) -> None:
         try:

@@ -18,6 +18,7 @@ from .assignment import Assignment
 from .control import COORDINATOR
 from .hosting import Hosting
 from .line import Line
+from .replicas import may_share
 from .seats import Seat
 from .shared import MappedParameters
 from .spawning import Spawner, socket_names
@@ -87,6 +88,8 @@ class Placement:
         self._tls = None if gathering is None else gathering.tls
         self._names = socket_names()
         self._shared: MappedParameters | None = None
+        self.replica: MappedParameters | None = None
+        """The parameters, if all workers keep them once."""
         self.tickets: Tickets | None = None
         listen = [f"{self._names}/coordinator"]
         if gathering is not None:
@@ -102,6 +105,8 @@ class Placement:
         self._first = [seat for seat in here if seat not in elsewhere]
         if experiment.method.shares_parameters:
             self._shared = MappedParameters(world.initial, experiment.cluster.workers)
+        elif gathering is None and may_share(world):
+            self.replica = MappedParameters(world.initial, experiment.cluster.workers)
 
     def begin(self, tickets: Tickets) -> None:
         """Let agents come, and start the processes of this machine."""
@@ -159,7 +164,7 @@ class Placement:
         """Let go of what the processes shared."""
         if self.tickets is not None:
             self.tickets.close()
-        self._shared = None
+        self._shared = self.replica = None
 
     def _assignment(self, seat: Seat) -> Assignment:
         coordinator, *others = self.line.addresses
@@ -177,6 +182,7 @@ class Placement:
             tickets=self.tickets if self._gathering is None else None,
             replaces=self._replaces,
             shared=self._shared,
+            replica=self.replica,
             # Whoever comes in the place of one that has killed itself is spared.
             chaos=None if seat.arriving else os.environ.get(CHAOS),
         )

@@ -59,6 +59,7 @@ class Team:
             batch_size=1,
             seed=self._seed,
             shards=self._shards,
+            replicated=self._method.replicated,
             survives_loss=self._method.survives_loss,
         )
 

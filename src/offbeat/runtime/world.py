@@ -99,23 +99,28 @@ class World:
         start: Tensor,
         storage: Tensor | None = None,
         shared: SharedParameters | None = None,
+        replica: Tensor | None = None,
     ) -> Node:
         """A node that begins at the parameters `start` (d,), kept in `storage` if given.
 
-        With `shared` it begins at what those are by now.
+        With `shared` it begins at what those are by now. With `replica`, which is memory (d,) of
+        all workers, it steps a part of it.
 
         Raises:
             ValueError: the method shares its parameters and the runtime gives none to share.
         """
-        if self.experiment.method.shares_parameters and shared is None:
+        method, part = self.experiment.method, None
+        if method.shares_parameters and shared is None:
             raise ValueError(
-                f"{type(self.experiment.method).__name__} changes one vector that all workers "
+                f"{type(method).__name__} changes one vector that all workers "
                 "share, without locks; only `simulate`, and `run` on one machine, can do that, "
                 "and such a run cannot be replayed"
             )
         layout = self.layout
         if rank in self.servers:
             layout = self.server_layouts[rank - self.servers.start]
+        if replica is not None:
+            storage, part = replica, layout.even_spans(len(self.workers))[rank]
         if shared is not None:
             parameters = shared.vector
         else:
@@ -136,7 +141,9 @@ class World:
             shards=self.shards,
             minibatches=self.minibatch,
             shared=shared,
-            survives_loss=self.experiment.method.survives_loss,
+            replicated=method.replicated,
+            part=part,
+            survives_loss=method.survives_loss,
         )
 
     def minibatch(self, number: int) -> Tensor:
