@@ -31,7 +31,6 @@ from offbeat.methods import (
 )
 from offbeat.node import Node
 from offbeat.optim import Delayed, NormalDelay
-from offbeat.parameters import UNUSABLE
 from offbeat.problems import Digits
 from offbeat.runtime.capture import CaptureError, capture, read_state, restore
 from offbeat.runtime.checkpoint import next_pause
@@ -46,6 +45,7 @@ from offbeat.runtime.simulated import Simulation
 from offbeat.runtime.status import Status
 from offbeat.runtime.tasks import Finished
 from offbeat.runtime.world import World
+from offbeat.stepping import UNUSABLE
 from offbeat.testing import small_experiment
 
 SYNCHRONOUS = [name for name, method in METHODS.items() if method.synchronous]

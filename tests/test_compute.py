@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from offbeat.methods import AsyncSGD
-from offbeat.parameters import Layout, ParameterOptimizer, PiecewiseVector, joined
+from offbeat.parameters import Layout, PiecewiseVector, joined
 from offbeat.problems import Digits, Split
 from offbeat.runtime.compute import (
     EvaluationBuffer,
@@ -21,6 +21,7 @@ from offbeat.runtime.compute import (
     VmapEvaluator,
     programs_of,
 )
+from offbeat.stepping import ParameterOptimizer
 from offbeat.suspensions import Gradient
 from offbeat.testing import simulated, small_experiment
 

@@ -12,8 +12,9 @@ from torch import nn
 from offbeat.encoding import decode, encode
 from offbeat.methods import SGD
 from offbeat.optim import LAMB, Delayed, NormalDelay
-from offbeat.parameters import Layout, ParameterOptimizer
+from offbeat.parameters import Layout
 from offbeat.runtime.capture import OptimizerState
+from offbeat.stepping import ParameterOptimizer
 from offbeat.testing import simulated, small_experiment
 
 OPTIMIZERS = {

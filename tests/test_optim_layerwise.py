@@ -13,9 +13,10 @@ import offbeat
 from offbeat.methods import SGD
 from offbeat.optim import LAMB, LARS, NormalizedMomentumLARS, without_decay
 from offbeat.optim.layerwise import CHUNK, chunks
-from offbeat.parameters import Layout, ParameterOptimizer
+from offbeat.parameters import Layout
 from offbeat.problems import Digits
 from offbeat.schedule import Polynomial
+from offbeat.stepping import ParameterOptimizer
 
 SHAPES = ((5, 3), (5,), (2, 3, 2, 2), (), (4, 1), (3,))
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from offbeat.methods import SGD
-from offbeat.parameters import Layout, ParameterOptimizer, PiecewiseVector
+from offbeat.parameters import Layout, PiecewiseVector
+from offbeat.stepping import ParameterOptimizer
 from offbeat.testing import simulated, small_experiment
 
 shapes = st.lists(st.lists(st.integers(1, 6), max_size=3).map(tuple), min_size=1, max_size=8)

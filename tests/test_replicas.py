@@ -22,8 +22,7 @@ from offbeat.method import Method
 from offbeat.methods import AllReduceSGD, LocalSGD, RingAllReduceSGD
 from offbeat.node import Node
 from offbeat.optim import LARS
-from offbeat.parameters import ALIGNED, ELEMENTWISE, Layout, ParameterOptimizer
-from offbeat.parameters import steps_alike_in_parts as steps_alike
+from offbeat.parameters import ALIGNED, Layout
 from offbeat.problems import Data, Digits, Problem, Split
 from offbeat.runtime.checkpoint import latest_checkpoint
 from offbeat.runtime.errors import RunError
@@ -31,6 +30,8 @@ from offbeat.runtime.processes import run_processes
 from offbeat.runtime.replicas import may_share
 from offbeat.runtime.simulated import Simulation
 from offbeat.runtime.world import World
+from offbeat.stepping import ELEMENTWISE, ParameterOptimizer
+from offbeat.stepping import steps_alike_in_parts as steps_alike
 from test_processes import assert_replays, nothing_left_behind
 
 __all__ = ["nothing_left_behind"]

@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 
 from .cluster import Cluster
 from .method import Method
-from .parameters import UNUSABLE
 from .problems import IID, Partition, Problem
 from .schedule import Constant, Schedule
+from .stepping import UNUSABLE
 from .userfile import reference
 
 OptimizerClass = Callable[[Iterable[Any]], Optimizer]

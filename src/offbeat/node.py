@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from .parameters import Dense, Layout, OptimizerFactory, OuterOptimizer, ParameterOptimizer
+from .parameters import Dense, Layout
 from .schedule import Schedule
+from .stepping import OptimizerFactory, OuterOptimizer, ParameterOptimizer
 from .suspensions import Gradient, GradientRequest, Group, Receive, Sleep, Started
 from .topology import Neighbors, Topology, neighbors
 

@@ -19,9 +19,9 @@ from ..api import replay as replay_run
 from ..api import simulate_experiment
 from ..config import DEFAULTS, build, experiment_parser, parse, resolved
 from ..experiment import Experiment
-from ..parameters import ParameterOptimizer
 from ..runs import Metrics, load_parameters
 from ..runtime.world import Progress, World
+from ..stepping import ParameterOptimizer
 from . import machines, resuming
 from .coordinating import Execute, Keeping
 from .errors import UsageError, explain, one_line

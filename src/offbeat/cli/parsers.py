@@ -10,8 +10,8 @@ import torch
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from ..optim import Delayed
-from ..parameters import UNUSABLE
 from ..problems import PROBLEMS, Problem
+from ..stepping import UNUSABLE
 from .errors import UsageError
 
 KNOWN = ", known subclasses: "

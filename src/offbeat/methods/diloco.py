@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..node import Node
-from ..parameters import OuterOptimizer
+from ..stepping import OuterOptimizer
 from .local_sgd import LocalSGD
 
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from ..encoding import decode, encode
 from ..method import NextRound
 from ..node import Node
-from ..parameters import OuterOptimizer, ParameterOptimizer
+from ..stepping import OuterOptimizer, ParameterOptimizer
 from ..suspensions import GradientRequest, Receive
 from .errors import RunError
 from .scheduler import Scheduler

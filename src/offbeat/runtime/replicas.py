@@ -16,7 +16,7 @@ from torch import Tensor
 from ..collectives import algorithm_for, is_whole
 from ..collectives.shared import SHARED
 from ..encoding import encode
-from ..parameters import steps_alike_in_parts
+from ..stepping import steps_alike_in_parts
 from .capture import NodeState, OptimizerState, read_state
 from .world import World
 

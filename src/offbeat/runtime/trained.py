@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..optim import Delayed
-from ..parameters import UNUSABLE
+from ..stepping import UNUSABLE
 
 
 class Trained(nn.Module):

@@ -1,0 +1,215 @@
+"""Stepping: a torch optimizer on the views of one flat vector, or of a part of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from .optim.layerwise import Layerwise
+from .parameters import Dense, Layout
+
+OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
+"""Builds the inner optimizer on named parameters: a `torch.optim` class with its settings bound."""
+COPIED = 1 << 20
+"""Bytes of a gradient up to which a copy costs less than to point an optimizer at it."""
+ELEMENTWISE = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.Adamax,
+    torch.optim.Adagrad,
+    torch.optim.Adadelta,
+    torch.optim.RMSprop,
+    torch.optim.ASGD,
+    torch.optim.Rprop,
+)
+"""Optimizers of which each number's step depends on nothing but that number's gradients."""
+UNUSABLE = {
+    "LBFGS": "it evaluates the loss several times a step",
+    "SparseAdam": "it needs sparse gradients, and gradients here are dense vectors",
+}
+
+
+class ParameterOptimizer:
+    """A `torch.optim` optimizer over the views of one flat vector, which it updates in place."""
+
+    def __init__(self, parameters: Tensor, layout: Layout, factory: OptimizerFactory) -> None:
+        self._layout = layout
+        self._vector = parameters
+        self._parameters = [nn.Parameter(view) for view in layout.views(parameters)]
+        self.inner = factory(list(zip(layout.names, self._parameters, strict=True)))
+        self._step = _unobserved_step(self.inner)
+        self._copies = parameters.nbytes <= COPIED or not _only_reads(self.inner)
+        self._views = layout.views
+        self._make_gradient(len(parameters))
+        self.part: slice | None = None
+        """What of the vector it steps; all of it if None."""
+        self.in_order: list[nn.Parameter | None] = [
+            parameter for group in self.inner.param_groups for parameter in group["params"]
+        ]
+        """What it steps of each tensor, in the order of its groups; None of those not in `part`."""
+        refusal = UNUSABLE.get(type(self.inner).__name__)
+        if refusal is not None:
+            raise ValueError(f"optimizer {type(self.inner).__name__} cannot be used: {refusal}")
+        self._base_rates = [group["lr"] for group in self.inner.param_groups]
+        self._scale = 1.0
+
+    def step(self, gradient: Dense, scale: float = 1.0) -> None:
+        """One step along `gradient` (d,), every learning rate multiplied by `scale`.
+
+        Where it steps a part only, the gradient is that part's.
+        """
+        whole = isinstance(gradient, Tensor)
+        if not self._copies:
+            self._point_at(self._views(gradient) if whole else gradient.tensors)
+        elif whole:
+            self._gradient.copy_(gradient)
+        else:
+            self._layout.flatten(gradient.tensors, out=self._gradient)
+        self.scale(scale)
+        self._step()
+        if not self._copies:
+            self._let_go()
+
+    def keep(self, part: slice) -> None:
+        """Step that part of the vector only from now on, and forget what it has of the rest.
+
+        The step has to be elementwise (`ELEMENTWISE`).
+        """
+        kept: dict[nn.Parameter, nn.Parameter] = {}
+        spans: list[slice] = []
+        for parameter, span in zip(self._parameters, self._layout.spans, strict=True):
+            start, stop = max(span.start, part.start), min(span.stop, part.stop)
+            if start >= stop:
+                self.inner.state.pop(parameter, None)
+                continue
+            spans.append(slice(start - part.start, stop - part.start))
+            kept[parameter] = parameter
+            if (start, stop) != (span.start, span.stop):
+                kept[parameter] = nn.Parameter(self._vector[start:stop])
+                within = slice(start - span.start, stop - span.start)
+                if (state := self.inner.state.pop(parameter, None)) is not None:
+                    self.inner.state[kept[parameter]] = {
+                        name: value.reshape(-1)[within].clone()
+                        if _is_like(value, parameter)
+                        else value
+                        for name, value in state.items()
+                    }
+        self.in_order = [kept.get(p) for g in self.inner.param_groups for p in g["params"]]
+        for group in self.inner.param_groups:
+            group["params"] = [kept[p] for p in group["params"] if p in kept]
+        self._let_go()
+        self._parameters = list(kept.values())
+        self._views = lambda gradient: [
+            gradient[span].view(parameter.shape)
+            for span, parameter in zip(spans, self._parameters, strict=True)
+        ]
+        self._make_gradient(part.stop - part.start)
+        self.part = part
+
+    def _make_gradient(self, size: int) -> None:
+        """The memory that gradients are copied to, where they are."""
+        self._gradient = self._vector.new_zeros(size if self._copies else 0)
+        if self._copies:
+            self._point_at(self._views(self._gradient))
+
+    def _point_at(self, gradients: Sequence[Tensor]) -> None:
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+
+    def _let_go(self) -> None:
+        """A gradient's memory may be another node's, who waits to use it again."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def scale(self, scale: float) -> None:
+        if scale != self._scale:
+            self._scale = scale
+            for group, rate in zip(self.inner.param_groups, self._base_rates, strict=True):
+                group["lr"] = rate * scale
+
+    def retune(self, settings: Sequence[Mapping[str, Any]]) -> None:
+        """Take over new hyper-parameters, one mapping per parameter group of the original."""
+        for position, group in enumerate(self.inner.param_groups):
+            # A server's optimizer may hold only some of the groups.
+            group.update(settings[group.get("original", position)])
+            self._base_rates[position] = group["lr"]
+            group["lr"] *= self._scale
+
+    @property
+    def lr(self) -> float:
+        """The first parameter group's present learning rate."""
+        return float(self.inner.param_groups[0]["lr"])
+
+    def reset(self) -> None:
+        """Forget momentum and every other buffer."""
+        self.inner.state.clear()
+
+
+class OuterOptimizer:
+    """An optimizer of the method's own, on a vector of the method's own."""
+
+    def __init__(self, start: Tensor, factory: OptimizerFactory) -> None:
+        self.parameters = start.clone()
+        layout = Layout(("outer",), (tuple(start.shape),))
+        self._optimizer = ParameterOptimizer(self.parameters, layout, factory)
+
+    def step(self, gradient: Tensor) -> Tensor:
+        """One step along `gradient`; returns the vector after it."""
+        self._optimizer.step(gradient)
+        return self.parameters
+
+
+def steps_alike_in_parts(optimizer: Optimizer, threads: int) -> bool:
+    """Whether parts cut at `ALIGNED` numbers, stepped apart, get the bits that the whole would.
+
+    Threads cut tensors anywhere, so with several only what computes every number alike will do.
+    """
+    if type(optimizer) not in ELEMENTWISE:
+        return False
+    groups = optimizer.param_groups
+    fused = any(group.get("fused") for group in groups)
+    wide = all(
+        p.dtype in (torch.float32, torch.float64) for group in groups for p in group["params"]
+    )
+    return threads == 1 or (wide and not fused)
+
+
+def _is_like(value: object, parameter: Tensor) -> bool:
+    """Whether a value of an optimizer's state has a number for each of the parameter's."""
+    return isinstance(value, Tensor) and value.shape == parameter.shape
+
+
+def _only_reads(optimizer: Optimizer) -> bool:
+    """Whether it never writes to a gradient, so that a large one need not be copied for it."""
+    if isinstance(optimizer, SGD):
+        # With `foreach` torch adds Nesterov's momentum to the gradients themselves.
+        groups = optimizer.param_groups
+        if any(group["nesterov"] and group["foreach"] is not False for group in groups):
+            return False
+    torchs = type(optimizer).__module__.startswith("torch.optim.")
+    return torchs or isinstance(optimizer, Layerwise)
+
+
+def _unobserved_step(optimizer: Optimizer) -> Callable[[], object]:
+    """`optimizer.step` without what torch does around it at every call, and the same arithmetic.
+
+    On a small model the profiler's record, the step hooks and the choice of an implementation
+    cost twice as much as the step itself.
+    """
+    for group in optimizer.param_groups:
+        on_cpu = all(p.device.type == "cpu" for p in group["params"])
+        if on_cpu and group.get("foreach", True) is None and group.get("fused") is None:
+            group["foreach"] = False  # What torch chooses on a CPU.
+    hooks = [*optimizer._optimizer_step_pre_hooks, *optimizer._optimizer_step_post_hooks]
+    step = type(optimizer).step
+    if getattr(step, "hooked", False) and not hooks:
+        return partial(step.__wrapped__, optimizer)  # pyright: ignore[reportFunctionMemberAccess]
+    return partial(step, optimizer)
