@@ -18,6 +18,7 @@ from torch import nn
 
 from offbeat.cluster import Cluster, Fault
 from offbeat.experiment import Budget, Experiment
+from offbeat.messages import message
 from offbeat.method import Method
 from offbeat.methods import AllReduceSGD, LocalSGD, RingAllReduceSGD
 from offbeat.node import Node
@@ -125,6 +126,25 @@ def test_large_models_of_replicated_methods_are_shared():
 )
 def test_others_are_not(other):
     assert not may_share(World(experiment(**other)))
+
+
+def clipping(parameters):
+    """An optimizer that looks at all gradients before each step."""
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    optimizer.register_step_pre_hook(
+        lambda self, args, kwargs: nn.utils.clip_grad_norm_(self.param_groups[0]["params"], 1.0)
+    )
+    return optimizer
+
+
+def test_an_optimizer_with_hooks_steps_the_whole():
+    assert not may_share(World(experiment(optimizer=clipping)))
+
+
+def test_more_workers_than_parts_have_their_own():
+    few = Large(width=8, batch_size=1)
+    assert may_share(World(experiment(workers=90, problem=few)))
+    assert not may_share(World(experiment(workers=200, problem=few)))
 
 
 # Optimizers of parts
@@ -263,6 +283,22 @@ def test_a_run_goes_on_from_a_checkpoint_and_alone(tmp_path: Path):
         assert math.isclose(run.metrics[-1].loss, whole.metrics[-1].loss, rel_tol=1e-4)
 
 
+@pytest.mark.parametrize("optimizer", ["AdamW", "momentum"])
+def test_a_run_without_a_further_step_keeps_its_checkpoint(optimizer: str, tmp_path: Path):
+    """Its workers hold what they were given, and have not stepped since."""
+    same = experiment(optimizer=optimizer)
+    first = run_processes(same, tmp_path, checkpoint_every=60.0)
+    for _ in range(2):
+        checkpoint, notes = latest_checkpoint(tmp_path)
+        assert not notes
+        again = run_processes(same, tmp_path, checkpoint_every=60.0, resume=checkpoint)
+        assert again.error is None
+        assert torch.equal(again.vector, first.vector)
+    further = experiment(optimizer=optimizer, steps=20)
+    run = run_processes(further, resume=latest_checkpoint(tmp_path)[0])
+    assert torch.equal(run.vector, run_processes(further).vector)
+
+
 def test_a_killed_worker_comes_back(tmp_path: Path):
     whole = run_processes(experiment(steps=150))
     crash = Fault(kind="crash", rank=1, at=0.4)
@@ -308,21 +344,53 @@ def test_a_subclass_with_a_step_of_its_own_promises_nothing():
     class Settled(Own):
         pass
 
+    class Mixin:
+        async def step(self, node: Node) -> None:
+            node.apply(await node.gradient())
+
+    class Mixed(Mixin, AllReduceSGD):
+        pass
+
+    class Sworn(Mixin, AllReduceSGD):
+        replicated: ClassVar[bool] = True
+
     assert JudgedByOne.replicated
     assert not Own.replicated
     assert not Settled.replicated
+    assert not Mixed.replicated
+    assert Sworn.replicated
 
 
-def test_a_replicated_method_that_steps_alone_is_refused_everywhere():
+@dataclass(frozen=True, kw_only=True)
+class Hasty(AllReduceSGD):
+    """Takes the next gradient while the step along the last is under way."""
+
+    replicated: ClassVar[bool] = True
+
+    async def step(self, node: Node) -> None:
+        step = node.start(node.apply_mean(await node.gradient()))
+        await node.sleep(0.0)
+        await node.gradient()
+        await step
+
+
+@pytest.mark.parametrize(
+    ("method", "text"),
+    [
+        (Mistaken(), "changes one worker's parameters alone"),
+        (Hasty(), "in the midst of node.apply_mean"),
+    ],
+)
+def test_a_replicated_method_that_breaks_its_promise_is_refused_everywhere(method, text):
     for run in (lambda e: Simulation(e).run(), run_processes):
         found = None
         try:
-            found = run(experiment(Mistaken())).error
+            found = run(experiment(method)).error
         except RunError as error:
             found = str(error)
         assert found is not None
-        assert "Mistaken on node" in found
-        assert "changes one worker's parameters alone" in found
+        assert f"{type(method).__name__} on node" in found
+        assert text in found
         assert "\n" not in found
 
 
@@ -345,3 +413,26 @@ def test_copies_that_never_come_are_not_awaited_at_the_end():
     assert run.error is None
     assert run.stop == "seconds"
     assert len(run.trace.steps) == 2 * 20
+
+
+@message
+class Word:
+    number: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting(AllReduceSGD):
+    """In some round worker 1 awaits what nobody sends."""
+
+    replicated: ClassVar[bool] = True
+
+    async def step(self, node: Node) -> None:
+        if node.rank == 1 and node.round == 20:
+            await node.recv(Word)
+        await super().step(node)
+
+
+def test_a_deadlock_is_seen_though_a_copy_is_awaited():
+    run = run_processes(experiment(Waiting(), steps=4000, evaluate_every=1, threads=1))
+    assert run.error is not None
+    assert "deadlock" in run.error

@@ -86,9 +86,10 @@ class Method(ABC):
     ledger: ClassVar[Ledger | None] = None
     """What the method conserves."""
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if "step" in vars(cls) and "replicated" not in vars(cls):
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        first = next(base for base in cls.__mro__ if vars(base).keys() & {"step", "replicated"})
+        if "replicated" not in vars(first):
             cls.replicated = False
 
     @abstractmethod

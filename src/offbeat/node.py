@@ -117,6 +117,8 @@ class Node:
         self.rounds_of: dict[int, int] = {}
         """Of peers that have left: the rounds that they took part in, whenever that is learnt."""
         self.states: dict[type, Any] = {}
+        self.in_step = False
+        """Whether it is in the midst of `apply_mean`."""
         self._mixes = 0
         self._mixes_at_snapshot = 0
         self._outer: dict[str, OuterOptimizer] = {}
@@ -203,11 +205,21 @@ class Node:
     def optimizer(self) -> ParameterOptimizer:
         """The inner optimizer: `lr` and `reset()` are for methods to use."""
         if self._optimizer is None:
-            self._optimizer = ParameterOptimizer(
-                self.parameters, self.layout, self.optimizer_factory
-            )
-            self._optimizer.scale(self.schedule.factor(self.samples))
+            self.take_optimizer(self.make_optimizer())
+        assert self._optimizer is not None
         return self._optimizer
+
+    def make_optimizer(self) -> ParameterOptimizer:
+        """An inner optimizer that has made no step yet, on all of the parameters."""
+        optimizer = ParameterOptimizer(self.parameters, self.layout, self.optimizer_factory)
+        optimizer.scale(self.schedule.factor(self.samples))
+        return optimizer
+
+    def take_optimizer(self, optimizer: ParameterOptimizer) -> None:
+        """Step with that one from now on; of `part` only, where there is one."""
+        if self.part is not None:
+            optimizer.keep(self.part)
+        self._optimizer = optimizer
 
     def scaled(self, factor: float) -> Tensor:
         """factor * x, a new vector (d,); large ones lie where they are sent from without a copy."""
@@ -268,18 +280,22 @@ class Node:
             raise TypeError("node.apply(vector) needs taken_at: the version of the gradient")
         self._step(values, (taken_at,) if isinstance(taken_at, int) else tuple(taken_at), lr_scale)
 
-    def apply_mean(self, gradient: Gradient) -> Awaitable[None]:
-        """Await one step of the inner optimizer along the mean of all workers' gradients.
+    async def apply_mean(self, gradient: Gradient) -> None:
+        """One step of the inner optimizer along the mean of all workers' gradients.
 
         The bits are those of `apply(await all_reduce(gradient), taken_at=gradient.version)`. Where
         the workers of a method that is `replicated` are on one machine, they may keep the
-        parameters once, and each step a part of them.
+        parameters once, and each step a part of them: until this is over they are not to be read.
 
         Raises:
             PeerLost: a worker has departed.
         """
         tag = self._next_tag(self.workers, None)
-        return self.runtime.apply_mean(self, gradient, self.workers, tag)
+        self.in_step = True
+        try:
+            await self.runtime.apply_mean(self, gradient, self.workers, tag)
+        finally:
+            self.in_step = False
 
     def _step(self, values: Dense, contributions: Sequence[int], lr_scale: float = 1.0) -> None:
         """A step along what was taken at these versions; of `part` only, where there is one."""
@@ -289,9 +305,6 @@ class Node:
         for version in contributions:
             self.runtime.stepped(self, self.versions[0] - version, mixes)
         optimizer = self._optimizer or self.optimizer
-        if optimizer.part != self.part:
-            assert self.part is not None
-            optimizer.keep(self.part)
         optimizer.step(values, self.schedule.factor(self.samples) * lr_scale)
         self.versions[0] += 1
         self.samples += self._samples_per_gradient * len(contributions)
@@ -362,8 +375,14 @@ class Node:
         instead, and leaves the message.
 
         Raises:
-            RuntimeError: when awaited after the parameters were changed.
+            RuntimeError: when awaited after the parameters were changed; or in the midst of
+                `apply_mean`, if the method is `replicated`.
         """
+        if self.in_step and self.replicated:
+            raise RuntimeError(
+                "node.gradient() in the midst of node.apply_mean(): others may be changing the "
+                "parameters, as the method is `replicated`; await apply_mean() first"
+            )
         self._recount()
         step = self.requests
         self.requests += 1

@@ -172,7 +172,8 @@ def steps_alike_in_parts(optimizer: Optimizer, threads: int) -> bool:
 
     Threads cut tensors anywhere, so with several only what computes every number alike will do.
     """
-    if type(optimizer) not in ELEMENTWISE:
+    hooks = [*optimizer._optimizer_step_pre_hooks, *optimizer._optimizer_step_post_hooks]
+    if type(optimizer) not in ELEMENTWISE or hooks:
         return False
     groups = optimizer.param_groups
     fused = any(group.get("fused") for group in groups)

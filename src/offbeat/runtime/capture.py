@@ -209,7 +209,9 @@ def restore(scheduler: Scheduler, state: NodeState) -> None:
     node.rng.setstate(state.random)
     node.states = {type(held): held for held in state.states}
     if state.optimizer is not None:
-        state.optimizer.restore(node.optimizer)
+        optimizer = node.make_optimizer()
+        state.optimizer.restore(optimizer)
+        node.take_optimizer(optimizer)
     # They come into being when the method asks for them, which knows how they are made.
     node.saved_outer = dict(state.outer)
     everyone = tuple(node.workers)

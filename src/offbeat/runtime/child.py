@@ -110,7 +110,8 @@ class Child:
             host.finish()
             self.tell(
                 control.Done(
-                    nodes=self._held(),
+                    # Others hold the same, and may be in the midst of a step that never ends.
+                    nodes=self._held() if host.is_whole else (),
                     trace=control.Tables.of(host.records.trace),
                     status=host.status(),
                     punctuality=self.pace.punctuality,

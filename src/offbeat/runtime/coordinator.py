@@ -223,8 +223,7 @@ class Coordinator:
             self._evaluate()
             self._require_heartbeats(live)
             held = self.keeper.busy or any(seat.status and seat.status.paused for seat in live)
-            # Of a run that was stopped copies may never come: who waits in a step gives none.
-            judging = self.evaluations.busy and self.stop_reason is None
+            judging = self.evaluations.busy and not self._gives_no_copies(live)
             if not held and self.roster.is_quiet() and not judging:
                 if not self._may_end(live):
                     raise RunError(
@@ -236,6 +235,11 @@ class Coordinator:
                 return
             # After that: one pause may be due as soon as another is over.
             self._keep()
+
+    def _gives_no_copies(self, live: Sequence[Seat]) -> bool:
+        """Whether someone waits in the midst of a step on parameters that are kept once."""
+        stuck = any(seat.status is not None and seat.status.stuck for seat in live)
+        return stuck and self.placement.replica is not None
 
     def _first_failure(self) -> str:
         """One line for what went wrong first; deaths, which may be heard of later, explain it."""

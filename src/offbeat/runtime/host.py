@@ -121,8 +121,6 @@ class Host(Executor):
         self._order = 0
         self._early: list[tuple[int, int, Any, int]] = []
         self._tick = on_tick
-        self._in_step: set[int] = set()
-        """Nodes in the middle of a step that others make with them, in the same memory."""
         self._when_whole: list[Callable[[], None]] = []
         self.transport = Transport(
             index,
@@ -151,7 +149,6 @@ class Host(Executor):
                 self.scheduler.remove(rank)
             for held in (self.requests, self.parked, self.paused, self._timers, self._early):
                 held.clear()
-            self._in_step.clear()
             self._when_whole.clear()
             self.records.reset()
             self.departed = set(absent)
@@ -297,13 +294,21 @@ class Host(Executor):
         with self.lock:
             return [Snapshot.of(node) for node in self.scheduler.nodes.values()]
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether no other process may be changing parameters of nodes here."""
+        nodes = self.scheduler.nodes.values()
+        return not any(node.in_step and node.part is not None for node in nodes)
+
     def when_whole(self, call: Callable[[], None]) -> None:
-        """Call it, under the lock, as soon as no other process may be changing parameters here."""
+        """Call it, under the lock, at once or as soon as `is_whole`."""
         with self.lock:
-            if self._in_step:
-                self._when_whole.append(call)
-            else:
-                call()
+            self._when_whole.append(call)
+            self._call_if_whole()
+
+    def _call_if_whole(self) -> None:
+        while self._when_whole and self.is_whole:
+            self._when_whole.pop(0)()
 
     @property
     def elapsed(self) -> int:
@@ -386,8 +391,7 @@ class Host(Executor):
             self.fail(error)
         if self.requests:
             self.changed.notify_all()
-        while self._when_whole and not self._in_step:
-            self._when_whole.pop(0)()
+        self._call_if_whole()
 
     # What nodes ask
 
@@ -446,10 +450,8 @@ class Host(Executor):
     ) -> None:
         if node.part is None:
             await super().apply_mean(node, gradient, group, tag)
-            return
-        self._in_step.add(node.rank)
-        await sharded_step(node, gradient, group, tag)
-        self._in_step.discard(node.rank)
+        else:
+            await sharded_step(node, gradient, group, tag)
 
     def buffer(self, like: Tensor, size: int | None = None, at: int = 0) -> Tensor:
         shape = like.shape if size is None else torch.Size([size])

@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ..encoding import EncodingError
 from ..method import Method
 from . import control
+from .capture import CaptureError
 from .checkpoint import CheckpointError, next_pause
 from .seats import Seat
 
@@ -120,7 +122,13 @@ class Keeper:
             for states in self._captured.values()
             for rank, state in sorted(states.items())
         }
-        self._use(self._complete(nodes))
+        try:
+            whole = self._complete(nodes)
+        except (CaptureError, EncodingError) as error:
+            self._refused(str(error))
+            self.cancel()
+            return
+        self._use(whole)
 
     def _keep(self, nodes: dict[int, bytes]) -> None:
         try:

@@ -30,10 +30,12 @@ def may_share(world: World) -> bool:
     workers, initial = experiment.cluster.workers, world.initial
     return (
         experiment.method.replicated
+        and not experiment.method.survives_loss
         and workers > 1
         and initial.is_cpu
         and algorithm_for(experiment.cluster.all_reduce, on_one_machine=True) is SHARED
         and not is_whole(workers, initial.nbytes)
+        and all(part.start < part.stop for part in world.layout.even_spans(workers))
         and steps_alike_in_parts(_optimizer(world), experiment.threads)
     )
 
@@ -66,14 +68,14 @@ def _joined(parts: Sequence[dict[str, Any] | None], shape: torch.Size) -> dict[s
     held = [part for part in parts if part is not None]
     if len(held) < 2:
         return held[0] if held else None
-    return {
-        name: torch.cat([part[name] for part in held]).view(shape) if _is_vector(value) else value
-        for name, value in held[0].items()
-    }
+    return {name: _whole([part[name] for part in held], shape) for name in held[0]}
 
 
-def _is_vector(value: object) -> bool:
-    return isinstance(value, Tensor) and value.dim() == 1
+def _whole(parts: Sequence[Any], shape: torch.Size) -> Any:
+    """One of what the parts have in common, such as the number of steps; else all of them."""
+    if not isinstance(parts[0], Tensor) or parts[0].dim() == 0:
+        return parts[0]
+    return torch.cat([part.reshape(-1) for part in parts]).view(shape)
 
 
 def _with_buffers(state: NodeState, buffers: tuple[Any, ...]) -> NodeState:
