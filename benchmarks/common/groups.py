@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ import torch
 
 from offbeat.runtime.spawning import PRELOADED
 
+_PR_SET_PDEATHSIG = 1  # Of <linux/prctl.h>.
 START_TIMEOUT = 120.0
 """Seconds in which a contestant has to be ready, and then to end each burst."""
 
@@ -69,7 +71,9 @@ def forks() -> ForkServerContext:
 
 
 class Group:
-    """The processes of one contestant, each of one thread, asleep between its turns.
+    """The processes of one contestant, each of one thread, stopped between its turns.
+
+    Their heartbeats too: threads that wake fifty times a second disturb whoever's turn it is.
 
     Raises:
         RuntimeError: one of them ended, or said nothing for two minutes.
@@ -97,14 +101,24 @@ class Group:
         except BaseException:
             self.close()
             raise
+        self._signal(signal.SIGSTOP)
 
     def burst(self, steps: int, warm: int = 3) -> list[float]:
         """Seconds of each of so many steps, after some that do not count; of all processes."""
+        self._signal(signal.SIGCONT)
         for pipe in self._pipes:
             pipe.send((warm, steps))
-        return [seconds for times in self._answers() for seconds in times]
+        answers = self._answers()
+        self._signal(signal.SIGSTOP)
+        return [seconds for times in answers for seconds in times]
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, number)
 
     def close(self) -> None:
+        self._signal(signal.SIGCONT)
         for pipe in self._pipes:
             with contextlib.suppress(OSError):
                 pipe.send(None)
@@ -141,6 +155,8 @@ class Group:
 def _live(contestant: Contestant, place: Place, settings: tuple[Any, ...], pipe: Any) -> None:
     # An interrupt reaches the whole terminal; the parent says when it is over.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Who is stopped does not notice that the parent is gone, and the server of forks with it.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     with ExitStack() as stack:
