@@ -7,8 +7,10 @@ transport's thread steps the roles that messages answer; both hold one lock whil
 from __future__ import annotations
 
 import heapq
+import math
 import struct
 import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -342,15 +344,28 @@ class Host(Executor):
             self.computing = task.node.rank
             return task, request
 
-    def serve_request(self) -> tuple[Task, GradientRequest] | None:
+    def serve_request(
+        self, timeout: float | None = None, until: Callable[[], object] = lambda: False
+    ) -> tuple[Task, GradientRequest] | None:
         """The same, and meanwhile this thread is the transport's: what arrives wakes no other.
 
         While the gradient is computed nobody listens for some hundredths of a second, but where
-        somebody else's message may matter before it is done.
+        somebody else's message may matter before it is done. No exception may strike this thread
+        from outside.
+
+        Args:
+            until: ends the wait; asked after whatever arrives, every tick and every `wake`.
         """
-        while not self._has_news() and self.transport.serve(self._has_news):
-            pass
-        asked = self.next_request()
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+
+        def over() -> bool:
+            return self._has_news() or bool(until()) or time.monotonic() > deadline
+
+        serves = True
+        while serves and not over():
+            serves = self.transport.serve(over)
+        left = None if timeout is None else max(0.0, deadline - time.monotonic())
+        asked = self.next_request(0.0 if until() else left)
         if asked is None or not self._may_be_deaf(*asked):
             self.transport.hand_over()
         return asked
@@ -396,9 +411,9 @@ class Host(Executor):
     # What nodes ask
 
     def now(self, node: Node) -> float:
-        time = self.elapsed
-        self.records.note(node.rank, 0, Cause(Kind.CLOCK), time)
-        return time / SECOND
+        elapsed = self.elapsed
+        self.records.note(node.rank, 0, Cause(Kind.CLOCK), elapsed)
+        return elapsed / SECOND
 
     def start(self, node: Node, name: str, coroutine: Coroutine[Any, Any, Any]) -> Task:
         return self.scheduler.start(node, name, coroutine)

@@ -219,12 +219,16 @@ class DistributedOptimizer(Optimizer):
 
     def _next(self) -> None:
         """Wait for the worker's next request and load its snapshot into the module."""
-        host, waited = self.host, 0.0
+        host, began = self.host, time.monotonic()
         notice = min(NOTICE, host.timeout)
-        while (asked := host.next_request(notice)) is None:
+        due = notice
+        while (asked := host.await_request(began + due - time.monotonic())) is None:
             with self._ending_on_error():
                 host.require_alive()
-                waited += notice
+                waited = time.monotonic() - began
+                if waited < due:
+                    continue  # A signal came.
+                due += notice
                 waits = "; ".join(host.status().waiting)
                 if waited >= host.timeout:
                     raise RunError(f"rank {self.rank} has waited for {waited:.0f} s: {waits}")

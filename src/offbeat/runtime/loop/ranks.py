@@ -18,6 +18,7 @@ from ..capture import capture, read_state, restore
 from ..errors import RunError
 from ..host import Host
 from ..scheduler import Scheduler
+from ..signals import deferred_signals
 from ..tasks import Task
 from .rounds import Moment, Round, renumber, rewound
 from .words import Answered, Counts, Farewell, Finished, Left, Overflow, Paused, Sent
@@ -82,6 +83,11 @@ class RankHost(Host):
         if not threading.main_thread().is_alive():
             self.transport.abort()
 
+    def await_request(self, timeout: float) -> tuple[Task, GradientRequest] | None:
+        """As `next_request`, in the user's thread, which is the transport's meanwhile."""
+        with deferred_signals(self.transport.wake) as arrived:
+            return self.serve_request(timeout, until=lambda: arrived)
+
     def require_alive(self) -> None:
         """Raise RunError if this host has failed."""
         if self.failure is not None:
@@ -109,6 +115,7 @@ class RankHost(Host):
         """
         began = time.monotonic()
         notice = NOTICE
+        self.transport.hand_over()
         with self.lock:
             while True:
                 if (found := find()) is not None:
