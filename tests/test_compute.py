@@ -182,6 +182,21 @@ def test_what_was_held_is_not_written_by_the_next_copy():
     assert torch.equal(held, before)
 
 
+def test_what_is_held_twice_running_is_not_copied_again():
+    buffer = EvaluationBuffer(PROBLEM.model())
+    first, other = torch.ones_like(buffer.flat), torch.zeros_like(buffer.flat)
+    at = buffer.parameters[0]
+    buffer.hold(first)
+    assert at.data_ptr() != first.data_ptr()
+    for snapshot in (first, first):
+        buffer.hold(snapshot)
+        assert at.data_ptr() == first.data_ptr()
+    for snapshot in (other, first, other):
+        buffer.hold(snapshot)
+        assert at.data_ptr() == buffer.flat.data_ptr()
+        assert torch.equal(buffer.flat, snapshot)
+
+
 def test_gradients_stay_in_pieces_and_are_joined_where_they_are_wanted():
     made = []
 

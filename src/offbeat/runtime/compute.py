@@ -64,22 +64,25 @@ class EvaluationBuffer:
         self.layout = Layout.of(module)
         self.parameters = list(module.parameters())
         self.flat = torch.cat([p.detach().reshape(-1) for p in self.parameters])
-        self._held = torch.empty(0)
+        self._held = self._copied = torch.empty(0)
         self._bind(self.flat)
 
     def hold(self, snapshot: Tensor, *, again: bool = False) -> None:
         """Give the module the parameters (d,); nobody may change them while it computes.
 
         Args:
-            again: the same tensor will be held at the next steps too.
+            again: the same tensor will be held at the next steps too. It is expected to be if it
+                was held last time.
         """
         if snapshot is self._held:
             return
+        again = again or snapshot is self._copied
         aligned = snapshot.data_ptr() % ALIGNMENT == 0
         if (again or snapshot.nbytes > COPIED) and aligned and snapshot.is_contiguous():
             self._bind(snapshot)
         else:
             self.load(snapshot)
+            self._copied = snapshot
 
     def load(self, vector: Tensor) -> None:
         """Give the module a copy of the parameters (d,)."""
