@@ -47,6 +47,8 @@ _NO_NODE = 0xFFFF_FFFF
 """In place of a node: for the receiving host itself."""
 OUTBOX_LIMIT = 256 << 20
 """Bytes queued for slow receivers above which a host asks for no further gradient."""
+OUTBOX_PATIENCE = 60.0
+"""Seconds for which it asks for none."""
 
 
 class Host(Executor):
@@ -334,8 +336,14 @@ class Host(Executor):
     def next_request(self, timeout: float | None = None) -> tuple[Task, GradientRequest] | None:
         """Wait for a role to ask for a gradient; None when the host has finished, failed or
         (with `timeout`, seconds) nothing came."""
-        if self.transport.outbox_bytes > OUTBOX_LIMIT:
-            self.transport.wait_outbox(OUTBOX_LIMIT, timeout=60.0)
+        if self._is_full():
+            self.transport.wait_outbox(OUTBOX_LIMIT, timeout=OUTBOX_PATIENCE)
+        return self._take_request(timeout)
+
+    def _is_full(self) -> bool:
+        return self.transport.outbox_bytes > OUTBOX_LIMIT
+
+    def _take_request(self, timeout: float | None) -> tuple[Task, GradientRequest] | None:
         with self.lock:
             self.changed.wait_for(self._has_news, timeout)
             if self.finished or self.failure is not None or not self.requests:
@@ -356,16 +364,19 @@ class Host(Executor):
         Args:
             until: ends the wait; asked after whatever arrives, every tick and every `wake`.
         """
-        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        began = time.monotonic()
+        deadline = math.inf if timeout is None else began + timeout
 
         def over() -> bool:
-            return self._has_news() or bool(until()) or time.monotonic() > deadline
+            now = time.monotonic()
+            waits = self._is_full() and now < began + OUTBOX_PATIENCE
+            return (self._has_news() and not waits) or bool(until()) or now > deadline
 
         serves = True
         while serves and not over():
             serves = self.transport.serve(over)
         left = None if timeout is None else max(0.0, deadline - time.monotonic())
-        asked = self.next_request(0.0 if until() else left)
+        asked = self._take_request(0.0 if until() else left)
         if asked is None or not self._may_be_deaf(*asked):
             self.transport.hand_over()
         return asked

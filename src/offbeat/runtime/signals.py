@@ -2,44 +2,45 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 _NUMBERS = sorted(signal.valid_signals())
-Arrived = list[tuple[int, FrameType | None]]
 
 
 @contextmanager
-def deferred_signals(on_signal: Callable[[], object]) -> Generator[Arrived]:
-    """Let no handler run in the block; those of signals that came are called after it.
+def deferred_signals(on_signal: Callable[[], object]) -> Generator[set[int]]:
+    """Let no handler run in the block; signals that came are raised anew after it.
 
     Python calls handlers between any two instructions of the main thread. One that raises, as that
     of Ctrl-C does or that of a data loader whose worker was killed, would leave half done what it
-    interrupts. In other threads none are called, and the block is as any other.
+    interrupts. In other threads none are called, and the block is as any other. Handlers in C that
+    call those in Python (`faulthandler.register` with `chain`) are not put back.
 
     Args:
         on_signal: called in the middle of the block when one comes, to bring about its end.
 
     Yields:
-        those that have come.
+        the signals that have come.
     """
-    arrived: Arrived = []
+    arrived: set[int] = set()
     if threading.current_thread() is not threading.main_thread():
         yield arrived
         return
     own: dict[int, Any] = {}
+    process = os.getpid()
 
     def note(number: int, frame: FrameType | None) -> None:
-        arrived.append((number, frame))
+        if os.getpid() != process:  # Another thread has forked meanwhile.
+            own[number](number, frame)
+            return
+        arrived.add(number)
         on_signal()
-
-    def put_back() -> None:
-        for number, handler in own.items():
-            signal.signal(number, handler)
 
     try:
         for number in _NUMBERS:
@@ -48,10 +49,30 @@ def deferred_signals(on_signal: Callable[[], object]) -> Generator[Arrived]:
                 signal.signal(number, note)
         yield arrived
     finally:
-        # Twice: one that is back already may be called, and raise, before all are.
         try:
-            put_back()
+            _put_back(own)
         finally:
-            put_back()
-    for number, frame in arrived:
-        own[number](number, frame)
+            _raise(sorted(arrived))
+
+
+def _put_back(handlers: Mapping[int, Any]) -> None:
+    """All of them, though one that is back already may be called, and raise."""
+    failure: BaseException | None = None
+    while True:
+        try:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            break
+        except BaseException as error:
+            failure = error
+    if failure is not None:
+        raise failure
+
+
+def _raise(numbers: list[int]) -> None:
+    """One after the other, also if a handler raises."""
+    if numbers:
+        try:
+            signal.raise_signal(numbers[0])
+        finally:
+            _raise(numbers[1:])
