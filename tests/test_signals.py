@@ -255,3 +255,29 @@ def test_a_handler_strikes_no_frame(tmp_path: Path):
     assert "Alarm out of step()" in first.output
     assert second.returncode == 1
     assert "rank 0 is gone" in second.output or "worker 0 is gone" in second.output
+
+
+def stuffed(out: Path) -> None:
+    """Rank 0 waits for room in its outbox, which never comes."""
+    rank, _ = rank_and_size()
+
+    def give_up(number, frame):
+        raise Alarm
+
+    if rank == 0:
+        Host._is_full = lambda self: True
+        signal.signal(signal.SIGALRM, give_up)
+        signal.setitimer(signal.ITIMER_REAL, 3.0)
+    began = time.monotonic()
+    try:
+        train(AllReduceSGD(), steps=3)
+    except Alarm:
+        print(f"Alarm after {time.monotonic() - began:.1f} s", flush=True)
+
+
+def test_a_signal_ends_the_wait_for_room(tmp_path: Path):
+    first, second = run_ranks(stuffed, 2, tmp_path)
+    assert first.returncode == 0, first.output
+    assert "Alarm after" in first.output
+    assert float(first.output.split("Alarm after ")[1].split()[0]) < 10.0
+    assert second.returncode == 1

@@ -346,7 +346,7 @@ class Host(Executor):
     def _take_request(self, timeout: float | None) -> tuple[Task, GradientRequest] | None:
         with self.lock:
             self.changed.wait_for(self._has_news, timeout)
-            if self.finished or self.failure is not None or not self.requests:
+            if self._has_ended() or not self.requests:
                 return None
             task, request = self.requests.popleft()
             self.computing = task.node.rank
@@ -367,10 +367,10 @@ class Host(Executor):
         began = time.monotonic()
         deadline = math.inf if timeout is None else began + timeout
 
-        def over() -> bool:
+        def over() -> object:
             now = time.monotonic()
-            waits = self._is_full() and now < began + OUTBOX_PATIENCE
-            return (self._has_news() and not waits) or bool(until()) or now > deadline
+            room = not self._is_full() or now > began + OUTBOX_PATIENCE
+            return (self._has_news() if room else self._has_ended()) or until() or now > deadline
 
         serves = True
         while serves and not over():
@@ -382,7 +382,10 @@ class Host(Executor):
         return asked
 
     def _has_news(self) -> bool:
-        return bool(self.requests) or self.finished or self.failure is not None
+        return bool(self.requests) or self._has_ended()
+
+    def _has_ended(self) -> bool:
+        return self.finished or self.failure is not None
 
     def _may_be_deaf(self, task: Task, request: GradientRequest) -> bool:
         """Whether nothing that arrives, or is still to be sent, matters before the gradient."""
