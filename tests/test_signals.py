@@ -207,8 +207,9 @@ def interrupted(out: Path) -> None:
     """Rank 0 is told to stop while it waits for the other."""
     rank, _ = rank_and_size()
     if rank == 0:
-        # Whoever started the server of forks may have ignored interrupts.
+        # Whoever started the server of forks may have ignored interrupts, or held them back.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         timer = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
     began = time.monotonic()
