@@ -13,6 +13,7 @@ from torch import nn
 from offbeat.methods import AsyncSGD
 from offbeat.parameters import Layout, PiecewiseVector, joined
 from offbeat.problems import Digits, Split
+from offbeat.runtime import compute
 from offbeat.runtime.compute import (
     EvaluationBuffer,
     Job,
@@ -197,7 +198,17 @@ def test_what_is_held_twice_running_is_not_copied_again():
         assert torch.equal(buffer.flat, snapshot)
 
 
-def test_gradients_stay_in_pieces_and_are_joined_where_they_are_wanted():
+def test_a_small_gradient_is_joined_at_once_where_nobody_else_needs_it():
+    made = []
+    evaluator = SerialEvaluator(PROBLEM.model(), PROBLEM.loss, TRAIN, made.append)
+    (job,) = jobs(1)
+    evaluator.evaluate_one(job)
+    assert job.vector.shape == job.snapshot.shape
+    assert not made
+
+
+def test_large_gradients_stay_in_pieces_and_are_joined_where_they_are_wanted(monkeypatch):
+    monkeypatch.setattr(compute, "COPIED", 0)
     made = []
 
     def new(like):
@@ -231,7 +242,8 @@ class Repeated(nn.Module):
         return self.weight.sum() * inputs.mean()
 
 
-def test_a_gradient_that_is_no_piece_of_memory_is_joined():
+def test_a_gradient_that_is_no_piece_of_memory_is_joined(monkeypatch):
+    monkeypatch.setattr(compute, "COPIED", 0)
     train = Split(torch.ones(4, 2), torch.zeros(4))
     evaluator = SerialEvaluator(Repeated(), lambda out, _: out, train, torch.empty_like)
     job = Job(torch.ones(6), torch.arange(4), 0)

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from offbeat.methods import SGD
+from offbeat.optim import LAMB
 from offbeat.parameters import Layout, PiecewiseVector
+from offbeat.runtime.capture import OptimizerState
 from offbeat.stepping import ParameterOptimizer
 from offbeat.testing import simulated, small_experiment
 
@@ -124,6 +126,71 @@ def test_parameter_groups_see_names_and_shapes():
     optimizer.step(torch.ones(26), scale=0.5)
     assert bias.eq(0.75).all()
     assert optimizer.lr == 0.05
+
+
+SIDE_BY_SIDE = Layout(tuple("abcde"), ((3, 2), (4,), (), (70,), (2,)))
+
+
+def in_two_groups(named, **settings):
+    """a and b touch, and so do d and e; c, between them, is of the other group."""
+    a, b, c, d, e = (parameter for _, parameter in named)
+    return torch.optim.Adam(
+        [{"params": [a, b, d, e]}, {"params": [c], "lr": 0.5}], lr=0.1, **settings
+    )
+
+
+def test_neighbours_in_a_group_are_stepped_as_one_tensor():
+    x, y = torch.ones(SIDE_BY_SIDE.size), torch.ones(SIDE_BY_SIDE.size)
+    optimizer = ParameterOptimizer(x, SIDE_BY_SIDE, in_two_groups)
+    groups = optimizer.inner.param_groups
+    assert [[p.shape for p in group["params"]] for group in groups] == [[(10,), (72,)], [(1,)]]
+    views = [torch.nn.Parameter(view) for view in SIDE_BY_SIDE.views(y)]
+    plain = in_two_groups(list(zip("abcde", views, strict=True)))
+    for seed in range(3):
+        gradient = torch.randn(len(x), generator=torch.Generator().manual_seed(seed))
+        for view, part in zip(views, SIDE_BY_SIDE.views(gradient), strict=True):
+            view.grad = part
+        optimizer.step(gradient)
+        plain.step()
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda named: torch.optim.SGD([p for _, p in named], lr=0.1, momentum=0.9),
+        in_two_groups,
+    ],
+)
+@pytest.mark.parametrize("joined", [True, False])
+def test_what_it_remembers_goes_on_however_tensors_are_stepped(make, joined):
+    """A user's optimizer that has stepped before has something to say of each tensor."""
+    gradients = torch.randn(4, SIDE_BY_SIDE.size, generator=torch.Generator().manual_seed(0))
+    x = torch.ones(SIDE_BY_SIDE.size)
+    first, whole = (ParameterOptimizer(v, SIDE_BY_SIDE, make) for v in (x, x.clone()))
+    first.arrange(joined=joined)
+    for gradient in gradients[:2]:
+        first.step(gradient)
+    second = ParameterOptimizer(x, SIDE_BY_SIDE, make)
+    assert second.joined
+    OptimizerState.of(first).restore(second)
+    assert second.joined == joined
+    for gradient in gradients[2:]:
+        second.step(gradient)
+    for gradient in gradients:
+        whole.step(gradient)
+    assert torch.equal(x, whole._vector)
+
+
+def test_what_cannot_be_joined_to_the_bit_is_not():
+    for dtype, make in (
+        (torch.bfloat16, sgd(lr=1.0)),
+        (torch.float32, lambda named: Scribbling([p for _, p in named], lr=1.0)),
+        (torch.float32, lambda named: torch.optim.Adagrad([p for _, p in named])),
+        (torch.float32, lambda named: LAMB([p for _, p in named], lr=1.0)),
+    ):
+        optimizer = ParameterOptimizer(torch.ones(26, dtype=dtype), Layout.of(network()), make)
+        assert len(optimizer.inner.param_groups[0]["params"]) == 4
 
 
 def test_scale_multiplies_the_base_rate_not_the_last_one():

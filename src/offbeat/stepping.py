@@ -43,18 +43,16 @@ class ParameterOptimizer:
     def __init__(self, parameters: Tensor, layout: Layout, factory: OptimizerFactory) -> None:
         self._layout = layout
         self._vector = parameters
-        self._parameters = [nn.Parameter(view) for view in layout.views(parameters)]
-        self.inner = factory(list(zip(layout.names, self._parameters, strict=True)))
-        self._step = _unobserved_step(self.inner)
+        self._tensors = [nn.Parameter(view) for view in layout.views(parameters)]
+        self.inner = factory(list(zip(layout.names, self._tensors, strict=True)))
+        self._groups: list[list[nn.Parameter]] = [g["params"] for g in self.inner.param_groups]
         self._copies = parameters.nbytes <= COPIED or not _only_reads(self.inner)
-        self._views = layout.views
-        self._make_gradient(len(parameters))
         self.part: slice | None = None
         """What of the vector it steps; all of it if None."""
-        self.in_order: list[nn.Parameter | None] = [
-            parameter for group in self.inner.param_groups for parameter in group["params"]
-        ]
-        """What it steps of each tensor, in the order of its groups; None of those not in `part`."""
+        self.may_join = parameters.nbytes <= COPIED and _may_join(self.inner)
+        """Whether neighbouring tensors are worth stepping as one."""
+        self.arrange(joined=self.may_join and not self.inner.state)
+        self._step = _unobserved_step(self.inner)
         refusal = UNUSABLE.get(type(self.inner).__name__)
         if refusal is not None:
             raise ValueError(f"optimizer {type(self.inner).__name__} cannot be used: {refusal}")
@@ -68,7 +66,7 @@ class ParameterOptimizer:
         """
         whole = isinstance(gradient, Tensor)
         if not self._copies:
-            self._point_at(self._views(gradient) if whole else gradient.tensors)
+            self._point_at(self._cut(gradient) if whole else gradient.tensors)
         elif whole:
             self._gradient.copy_(gradient)
         else:
@@ -78,6 +76,31 @@ class ParameterOptimizer:
         if not self._copies:
             self._let_go()
 
+    def arrange(self, *, joined: bool) -> None:
+        """Step what lies side by side in one group as one tensor, or every tensor by itself.
+
+        The arithmetic is the same; of a small model the calls cost more. What it remembers of
+        tensors that it steps otherwise from now on, it has to be given anew.
+        """
+        self._parameters, self._spans = self._tensors, list(self._layout.spans)
+        """What it steps, and where in a gradient each one's lies."""
+        spans = {id(p): span for p, span in zip(self._parameters, self._spans, strict=True)}
+        if joined:
+            self._parameters, self._spans = [], []
+        for group, tensors in zip(self.inner.param_groups, self._groups, strict=True):
+            group["params"] = tensors
+            if joined:
+                runs = _joined([spans[id(tensor)] for tensor in tensors])
+                group["params"] = [nn.Parameter(self._vector[run]) for run in runs]
+                self._parameters += group["params"]
+                self._spans += runs
+        self.joined = joined
+        self.in_order: list[nn.Parameter | None] = [
+            parameter for group in self.inner.param_groups for parameter in group["params"]
+        ]
+        """What it steps of each tensor, in the order of its groups; None of those not in `part`."""
+        self._make_gradient(len(self._vector))
+
     def keep(self, part: slice) -> None:
         """Step that part of the vector only from now on, and forget what it has of the rest.
 
@@ -85,7 +108,7 @@ class ParameterOptimizer:
         """
         kept: dict[nn.Parameter, nn.Parameter] = {}
         spans: list[slice] = []
-        for parameter, span in zip(self._parameters, self._layout.spans, strict=True):
+        for parameter, span in zip(self._parameters, self._spans, strict=True):
             start, stop = max(span.start, part.start), min(span.stop, part.stop)
             if start >= stop:
                 self.inner.state.pop(parameter, None)
@@ -106,11 +129,7 @@ class ParameterOptimizer:
         for group in self.inner.param_groups:
             group["params"] = [kept[p] for p in group["params"] if p in kept]
         self._let_go()
-        self._parameters = list(kept.values())
-        self._views = lambda gradient: [
-            gradient[span].view(parameter.shape)
-            for span, parameter in zip(spans, self._parameters, strict=True)
-        ]
+        self._parameters, self._spans = list(kept.values()), spans
         self._make_gradient(part.stop - part.start)
         self.part = part
 
@@ -118,7 +137,12 @@ class ParameterOptimizer:
         """The memory that gradients are copied to, where they are."""
         self._gradient = self._vector.new_zeros(size if self._copies else 0)
         if self._copies:
-            self._point_at(self._views(self._gradient))
+            self._point_at(self._cut(self._gradient))
+
+    def _cut(self, gradient: Tensor) -> list[Tensor]:
+        """What of a vector (d,), or of a part's, is each tensor's."""
+        pairs = zip(self._spans, self._parameters, strict=True)
+        return [gradient[span].view(parameter.shape) for span, parameter in pairs]
 
     def _point_at(self, gradients: Sequence[Tensor]) -> None:
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
@@ -167,6 +191,32 @@ class OuterOptimizer:
         return self.parameters
 
 
+def _joined(spans: Iterable[slice]) -> list[slice]:
+    """The same with those that touch as one."""
+    joined: list[slice] = []
+    for span in spans:
+        if joined and joined[-1].stop == span.start:
+            joined[-1] = slice(joined[-1].start, span.stop)
+        else:
+            joined.append(span)
+    return joined
+
+
+def _may_join(optimizer: Optimizer) -> bool:
+    """Whether neighbouring tensors, stepped as one, get the bits that they would get apart.
+
+    Fused steps give the last few numbers of each tensor other bits, and are joined all the same.
+    """
+    observed = [*optimizer._optimizer_step_pre_hooks, *optimizer._optimizer_step_post_hooks]
+    return type(optimizer) in ELEMENTWISE and not observed and _are_wide(optimizer)
+
+
+def _are_wide(optimizer: Optimizer) -> bool:
+    """Whether vector registers and single numbers are computed alike."""
+    groups = optimizer.param_groups
+    return all(p.dtype in (torch.float32, torch.float64) for g in groups for p in g["params"])
+
+
 def steps_alike_in_parts(optimizer: Optimizer, threads: int) -> bool:
     """Whether parts cut at `ALIGNED` numbers, stepped apart, get the bits that the whole would.
 
@@ -175,12 +225,8 @@ def steps_alike_in_parts(optimizer: Optimizer, threads: int) -> bool:
     hooks = [*optimizer._optimizer_step_pre_hooks, *optimizer._optimizer_step_post_hooks]
     if type(optimizer) not in ELEMENTWISE or hooks:
         return False
-    groups = optimizer.param_groups
-    fused = any(group.get("fused") for group in groups)
-    wide = all(
-        p.dtype in (torch.float32, torch.float64) for group in groups for p in group["params"]
-    )
-    return threads == 1 or (wide and not fused)
+    fused = any(group.get("fused") for group in optimizer.param_groups)
+    return threads == 1 or (_are_wide(optimizer) and not fused)
 
 
 def _is_like(value: object, parameter: Tensor) -> bool:

@@ -61,6 +61,8 @@ class OptimizerState:
             CaptureError: other groups, or another number of parameters.
         """
         inner = optimizer.inner
+        if optimizer.may_join and len(self.buffers) != len(optimizer.in_order):
+            optimizer.arrange(joined=not optimizer.joined)
         parameters = list(_parameters(inner))
         if (len(inner.param_groups), len(parameters)) != (len(self.groups), len(self.buffers)):
             raise CaptureError(

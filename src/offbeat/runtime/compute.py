@@ -49,7 +49,7 @@ class Job:
 ALIGNMENT = 64
 """Bytes: that of all memory that torch allocates. The bits of a matrix product may depend on it."""
 COPIED = 1 << 20
-"""Bytes of a snapshot up to which a copy costs less than to make views of it."""
+"""Bytes of a snapshot, or of a gradient, up to which a copy costs less than to handle its parts."""
 
 
 class EvaluationBuffer:
@@ -128,8 +128,8 @@ class SerialEvaluator(Evaluator):
     """One gradient after the other, as a plain training loop computes them.
 
     Args:
-        new: makes the tensor, like a given one, that a gradient is joined in. Gradients are left in
-            pieces then, which nobody changes, until somebody wants one whole.
+        new: makes the tensor, like a given one, that a gradient is joined in. Large gradients are
+            left in pieces then, which nobody changes, until somebody wants one whole.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class SerialEvaluator(Evaluator):
         layout, new = self.buffer.layout, self._new
         if any(gradient.is_sparse for gradient in gradients):
             job.vector = layout.flatten_sparse(gradients)
-        elif new is None:
+        elif new is None or self.buffer.flat.nbytes <= COPIED:
             job.vector = layout.flatten(gradients)
         else:
             pieces = PiecewiseVector(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import threading
@@ -11,6 +12,8 @@ from types import FrameType
 from typing import Any
 
 _NUMBERS = sorted(signal.valid_signals())
+# Without the search for a name of the handler, which takes longer than all else here.
+_handler_of = inspect.unwrap(signal.getsignal)
 
 
 @contextmanager
@@ -44,7 +47,7 @@ def deferred_signals(on_signal: Callable[[], object]) -> Generator[set[int]]:
 
     try:
         for number in _NUMBERS:
-            if callable(handler := signal.getsignal(number)):
+            if callable(handler := _handler_of(number)):
                 own[number] = handler
                 signal.signal(number, note)
         yield arrived
