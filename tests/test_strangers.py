@@ -21,7 +21,7 @@ from offbeat.runtime.framing import HEADER, MAGIC, VERSION, FrameError, FrameRea
 from offbeat.runtime.handshake import NONCE_BYTES, PROOF_BYTES, dial, proof
 from offbeat.runtime.mappings import DESCRIPTORS_PER_READ
 from offbeat.runtime.outbox import SLOT
-from offbeat.runtime.payload import compose, split
+from offbeat.runtime.payload import Where, compose, split
 from offbeat.runtime.slots import SMALLEST
 from offbeat.runtime.transport import Transport
 
@@ -234,8 +234,8 @@ def data(*parts: bytes, **change: int) -> bytes:
     return header(Kind.DATA, 7, change.get("length", len(content))) + content
 
 
-def referring(slot: int, token: int, offset: int, length: int) -> bytes:
-    content = struct.pack("!IIQQQ", 1, slot, token, offset, length)
+def referring(where: int, slot: int, token: int, offset: int, length: int) -> bytes:
+    content = struct.pack("!IBIQQQ", 1, where, slot, token, offset, length)
     return header(Kind.DATA, 7, len(content)) + content
 
 
@@ -248,7 +248,10 @@ def referring(slot: int, token: int, offset: int, length: int) -> bytes:
         (data(b"abc", length=66), "payload of 66 bytes with a part up to 67"),
         (data(b"abc", length=68) + b"x", "payload of 68 bytes of which 67 are parts"),
         (data(b"abc") + bytes(HEADER.size), "expected a frame"),
-        (referring(1, 1, 0, 10), "of slot 1"),
+        (referring(Where.LENT, 1, 1, 0, 10), "of slot 1"),
+        (referring(Where.GIVEN, 1, 1, 0, 10), "of slot 1"),
+        (referring(Where.RETURNED, 1, 5, 0, 10), "of loan 5, which it was not given"),
+        (referring(9, 1, 5, 0, 10), "a part in place 9, which there is not"),
         (header(Kind.SLOT, 7, SLOT.size) + SLOT.pack(1, SMALLEST), "slot without its descriptor"),
         (header(Kind.RELEASE, 7, 8) + bytes(8), "RELEASE of loan 0, which it has not"),
         (header(Kind.RELEASE, 7, 7) + bytes(7), "RELEASE of 7 bytes"),
@@ -263,6 +266,9 @@ def referring(slot: int, token: int, offset: int, length: int) -> bytes:
         "more",
         "after",
         "slot",
+        "gift",
+        "return",
+        "place",
         "handover",
         "loan",
         "tokens",
@@ -381,7 +387,7 @@ def test_frames_come_whole_and_in_order_however_they_arrive(
     assert [bytes(payload) for payload in received] == contents
 
 
-def refuse(slot: int, token: int, offset: int, length: int) -> memoryview:
+def refuse(where: Where, slot: int, token: int, offset: int, length: int) -> memoryview:
     raise FrameError("no slots here")
 
 

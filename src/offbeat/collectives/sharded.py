@@ -29,11 +29,13 @@ async def sharded_step(node: Node, gradient: Gradient, group: Group, tag: Tag) -
     outgoing = [own[0] if pieces is own else joined_to_send(node, pieces) for pieces in cut]
     received = await exchange_each(node, [Chunk(part, *tag) for part in outgoing], group, tag)
     others = [chunk.values for chunk in received[here + 1 :] + received[:here]]
-    mean = torch.empty_like(others[0])
+    given = len(group) == 2 and node.runtime.is_given(others[0])
+    mean = others[0] if given else torch.empty_like(others[0])
     _add_up(own, others, mean, here, parts[here], node.layout.size)
     node._step(mean, (gradient.version,))
-    del received, others  # What the others have lent is theirs again.
-    await exchange(node, Chunk(mean[:0], *tag), group, tag)
+    nothing = mean.new_empty(0)
+    del received, others, mean  # What the others have lent is theirs again.
+    await exchange(node, Chunk(nothing, *tag), group, tag)
 
 
 def _add_up(

@@ -54,11 +54,16 @@ async def _reduce_by_chunks(node: Node, x: Dense, group: Group, tag: Tag) -> Ten
     bounds = chunk_bounds(math.prod(x.shape), n)
     chunks = [parts_of(x, start, stop) for start, stop in pairwise(bounds)]
     own = chunks[here]
-    outgoing = [joined_to_send(node, parts) if parts is not own else own[0] for parts in chunks]
+    outgoing = [
+        joined_to_send(node, parts, at=start) if parts is not own else own[0]
+        for parts, start in zip(chunks, bounds, strict=False)
+    ]
     received = await exchange_each(node, [Chunk(part, *tag) for part in outgoing], group, tag)
     others = [chunk.values for chunk in received[here + 1 :] + received[:here]]
     start, stop = bounds[here : here + 2]
-    mean = node.runtime.buffer(own[0], stop - start, at=start)
+    # Memory that is read and written costs less than some that is read and other that is written.
+    given = n == 2 and node.runtime.is_given(others[0])
+    mean = others[0] if given else node.runtime.buffer(own[0], stop - start, at=start)
     done = 0
     for part in own:
         span = slice(done, done + len(part))
@@ -73,12 +78,17 @@ def parts_of(x: Dense, start: int, stop: int) -> list[Tensor]:
     return [x.detach().reshape(-1)[start:stop]] if isinstance(x, Tensor) else x.parts(start, stop)
 
 
-def joined_to_send(node: Node, parts: Sequence[Tensor]) -> Tensor:
-    """Flat tensors one after the other, where they are sent from without a copy."""
-    if len(parts) == 1:
+def joined_to_send(node: Node, parts: Sequence[Tensor], at: int = 0) -> Tensor:
+    """Flat tensors one after the other, to be sent to one member without a further copy.
+
+    That one may write to them, unless they were where they had to be before. `at` is where they
+    begin in the whole.
+    """
+    if len(parts) == 1 and node.runtime.is_ready(parts[0]):
         return parts[0]
     size = sum(len(part) for part in parts)
-    return torch.cat(list(parts), out=node.runtime.buffer(parts[0], size))
+    out = node.runtime.buffer(parts[0], size, at=at, given=True)
+    return torch.cat(list(parts), out=out)
 
 
 def mean_of(terms: Sequence[Tensor], out: Tensor) -> None:

@@ -45,14 +45,25 @@ class Executor(ABC):
         mean = await self.all_reduce(node, gradient.dense, group, tag)
         node._step(mean, (gradient.version,))
 
-    def buffer(self, like: Tensor, size: int | None = None, at: int = 0) -> Tensor:
+    def buffer(
+        self, like: Tensor, size: int | None = None, at: int = 0, given: bool = False
+    ) -> Tensor:
         """A tensor like that one, its contents undefined, in memory that is good to send from.
 
         Args:
             size: of a flat one; that one's shape if None.
             at: how many numbers come before it in the vector that `join` will make of it.
+            given: it will be sent to one node, and not be looked at here again.
         """
         return torch.empty_like(like) if size is None else like.new_empty(size)
+
+    def is_ready(self, x: Tensor) -> bool:
+        """Whether a tensor lies in memory that is good to send from."""
+        return False
+
+    def is_given(self, received: Tensor) -> bool:
+        """Whether a message's tensor may be written, and what is written sent back at no cost."""
+        return False
 
     def join(self, pieces: Sequence[Tensor]) -> Tensor:
         """Flat tensors one after the other; without a copy where they lie well for that."""

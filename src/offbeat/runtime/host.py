@@ -482,13 +482,22 @@ class Host(Executor):
         else:
             await sharded_step(node, gradient, group, tag)
 
-    def buffer(self, like: Tensor, size: int | None = None, at: int = 0) -> Tensor:
+    def buffer(
+        self, like: Tensor, size: int | None = None, at: int = 0, given: bool = False
+    ) -> Tensor:
         shape = like.shape if size is None else torch.Size([size])
         count, width = shape.numel(), like.itemsize
         if not like.is_cpu or count * width < SHARED_FROM:
             return like.new_empty(shape)
         lead = padding(at * width) // width
-        return self.transport.pool.tensor(lead + count, like.dtype)[lead:].view(shape)
+        memory = self.transport.pool.tensor(lead + count, like.dtype, given=given)
+        return memory[lead:].view(shape)
+
+    def is_ready(self, x: Tensor) -> bool:
+        return self.transport.pool.place(x) is not None
+
+    def is_given(self, received: Tensor) -> bool:
+        return self.transport.is_given(received)
 
     def join(self, pieces: Sequence[Tensor]) -> Tensor:
         stitched = self.transport.join(pieces)

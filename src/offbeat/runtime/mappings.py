@@ -2,6 +2,7 @@
 
 A slot is mapped privately: its pages are the sender's own until the receiver writes one, and then
 that page alone becomes a copy. So a received payload is the receiver's, at no cost unless used.
+Where a payload is given, not lent, its receiver writes to the sender's pages themselves.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 
 from .framing import FrameError
 from .pages import Pagemap
-from .slots import SEALS, Place
+from .slots import SEALS, Place, Return
 
 SLOT_LIMIT = 64
 """Slots that one host may have us map."""
@@ -75,9 +76,23 @@ class _Mapped:
     """Open as long as somebody knows this slot."""
     size: int
     idle: list[mmap.mmap] = field(default_factory=list[mmap.mmap])
+    """Private ones."""
+    idle_shared: list[mmap.mmap] = field(default_factory=list[mmap.mmap])
 
     def __post_init__(self) -> None:
         weakref.finalize(self, os.close, self.fd).atexit = False
+
+
+@dataclass(frozen=True, eq=False)
+class _Payload:
+    """What is being read here."""
+
+    slot: _Mapped
+    memory: mmap.mmap
+    """The slot, mapped for this payload alone."""
+    place: Place
+    loan: Return
+    given: bool
 
 
 class Mappings:
@@ -91,11 +106,11 @@ class Mappings:
     def __init__(self, on_release: Callable[[int], None]) -> None:
         self._slots: dict[int, _Mapped] = {}
         self._on_release = on_release
-        self._read: deque[tuple[_Mapped, mmap.mmap]] = deque()
+        self._read: deque[_Payload] = deque()
         self._bytes = 0
         self._pagemap = Pagemap()
-        self._lent: dict[int, Place] = {}
-        """By the address of what is lent."""
+        self._lent: dict[int, _Payload] = {}
+        """By its address."""
 
     def add(self, number: int, size: int, fd: int) -> None:
         """Know a slot by its descriptor, which is closed if it is refused.
@@ -119,8 +134,12 @@ class Mappings:
             raise
         self._slots[number] = _Mapped(fd, size)
 
-    def view(self, number: int, token: int, offset: int, length: int) -> memoryview:
+    def view(
+        self, number: int, token: int, offset: int, length: int, *, given: bool = False
+    ) -> memoryview:
         """The bytes of a loan, which is released when nothing refers to them any more.
+
+        Who writes to them writes to a copy, or if they are `given` to the slot.
 
         Raises:
             FrameError: no such slot, or bytes beyond its end.
@@ -129,16 +148,27 @@ class Mappings:
         if slot is None or length < 1 or offset + length > slot.size:
             raise FrameError(f"{length} bytes at {offset} of slot {number}, which has them not")
         self.tidy()
-        memory = slot.idle.pop() if slot.idle else self._map(slot)
+        idle = slot.idle_shared if given else slot.idle
+        memory = idle.pop() if idle else self._map(slot, shared=given)
         lent = (ctypes.c_ubyte * length).from_buffer(memory, offset)
         address = ctypes.addressof(lent)
-        self._lent[address] = Place(slot, slot.fd, offset)
-        weakref.finalize(lent, self._release, slot, memory, token, address).atexit = False
+        place = Place(slot, slot.fd, offset)
+        loan = Return(slot=number, token=token, offset=offset, length=length)
+        payload = self._lent[address] = _Payload(slot, memory, place, loan, given)
+        weakref.finalize(lent, self._release, address, payload).atexit = False
         return memoryview(lent).cast("B")
 
     def place(self, address: int) -> Place | None:
         """Where the payload that begins at that address lies in its host's slot."""
-        return self._lent.get(address)
+        payload = self._lent.get(address)
+        return None if payload is None else payload.place
+
+    def given(self, address: int, length: int) -> Return | None:
+        """The payload that begins at that address, to be sent back, if all of it was given."""
+        payload = self._lent.get(address)
+        if payload is None or not payload.given or payload.loan.length != length:
+            return None
+        return payload.loan
 
     def close(self) -> None:
         """Let go of all slots; payloads that are still referred to live on."""
@@ -147,25 +177,31 @@ class Mappings:
         self._read.clear()
         self._pagemap.close()
 
-    def _map(self, slot: _Mapped) -> mmap.mmap:
+    def _map(self, slot: _Mapped, *, shared: bool) -> mmap.mmap:
         if self._bytes + slot.size > BYTE_LIMIT:
             raise FrameError(f"more than {BYTE_LIMIT} bytes to map")
         try:
-            memory = mmap.mmap(slot.fd, slot.size, flags=mmap.MAP_PRIVATE)
+            # Of a shared mapping each page would have to be made writable by itself.
+            flags = mmap.MAP_SHARED | mmap.MAP_POPULATE if shared else mmap.MAP_PRIVATE
+            memory = mmap.mmap(slot.fd, slot.size, flags=flags)
         except OSError as error:
             raise FrameError(f"cannot map {slot.size} bytes: {error.strerror}") from error
         self._bytes += slot.size
         return memory
 
-    def _release(self, slot: _Mapped, memory: mmap.mmap, token: int, address: int) -> None:
+    def _release(self, address: int, payload: _Payload) -> None:
         self._lent.pop(address, None)
-        self._read.append((slot, memory))
-        self._on_release(token)
+        self._read.append(payload)
+        self._on_release(payload.loan.token)
 
     def tidy(self) -> None:
         """Make the mappings of loans that were released ready for the next."""
         while self._read:
-            slot, memory = self._read.popleft()
+            payload = self._read.popleft()
+            slot, memory = payload.slot, payload.memory
+            if payload.given:
+                slot.idle_shared.append(memory)
+                continue
             address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
             try:
                 if self._pagemap.has_private(address, len(memory)):

@@ -95,6 +95,10 @@ class Mesh:
             places.append(found)
         return self._stitcher.join(pieces, places)
 
+    def is_given(self, payload: Tensor) -> bool:
+        """Whether its sender, who is not lost, has given a payload to this host."""
+        return any(peer.given(payload) is not None for peer in list(self.peers.values()))
+
     def forget(self) -> None:
         """In a forked child, which has the descriptors but not the thread, let go of them.
 

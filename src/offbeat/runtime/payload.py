@@ -1,24 +1,39 @@
 """Payload of a DATA frame: its parts, each in the frame itself or lent in a slot.
 
-It begins with a table: the number of parts, then for each the slot (`IN_FRAME` if none), the loan's
-token, the offset in the slot and the length. The parts in the frame follow, each aligned.
+It begins with a table: the number of parts, then for each where it is, the slot, the loan's token,
+the offset in the slot and the length. The parts in the frame follow, each aligned.
 """
 
 import functools
 import struct
 from collections.abc import Callable, Sequence
+from enum import IntEnum
 
 from .framing import FrameError
-from .slots import Loan
+from .slots import Loan, Return
 
 ALIGNMENT = 64
-IN_FRAME = 0xFFFF_FFFF
+
+
+class Where(IntEnum):
+    """Where a part is."""
+
+    IN_FRAME = 0
+    LENT = 1
+    """In a slot of the sender's, to be read."""
+    GIVEN = 2
+    """In a slot of the sender's, to be written too."""
+    RETURNED = 3
+    """In a slot of the receiver's, which it has given the sender."""
+
+
 _PADDINGS = [bytes(length) for length in range(ALIGNMENT)]
+_IN_SLOTS = {where.value: where for where in Where if where is not Where.IN_FRAME}
 _COUNT = struct.Struct("!I")
-_ENTRY = struct.Struct("!IQQQ")
+_ENTRY = struct.Struct("!BIQQQ")
 
 
-def compose(parts: Sequence[bytes | memoryview | Loan]) -> list[bytes | memoryview]:
+def compose(parts: Sequence[bytes | memoryview | Loan | Return]) -> list[bytes | memoryview]:
     """What to write, in this order; the bytes of the parts are not copied. Views are of bytes."""
     table = _table(len(parts))
     entries = [len(parts)]
@@ -26,10 +41,14 @@ def compose(parts: Sequence[bytes | memoryview | Loan]) -> list[bytes | memoryvi
     end = table.size
     for part in parts:
         if isinstance(part, Loan):
-            entries += (part.slot.number, part.token, part.offset, part.length)
+            where = Where.GIVEN if part.slot.given else Where.LENT
+            entries += (where, part.slot.number, part.token, part.offset, part.length)
+            continue
+        if isinstance(part, Return):
+            entries += (Where.RETURNED, part.slot, part.token, part.offset, part.length)
             continue
         length = len(part)
-        entries += (IN_FRAME, 0, 0, length)
+        entries += (Where.IN_FRAME, 0, 0, 0, length)
         if length:
             padding = -end % ALIGNMENT
             written += (_PADDINGS[padding], part)
@@ -44,9 +63,9 @@ def _table(count: int) -> struct.Struct:
 
 
 def split(
-    payload: memoryview, borrow: Callable[[int, int, int, int], memoryview]
+    payload: memoryview, borrow: Callable[[Where, int, int, int, int], memoryview]
 ) -> list[memoryview]:
-    """The parts of a payload; `borrow` gives slot, token, offset and length their bytes.
+    """The parts of a payload; `borrow` finds those in slots, by what the table says of them.
 
     Raises:
         FrameError: it is no payload.
@@ -58,9 +77,11 @@ def split(
     if end > payload.nbytes:
         raise FrameError(f"payload of {payload.nbytes} bytes with a table of {count} parts")
     parts: list[memoryview] = []
-    for slot, token, offset, length in _ENTRY.iter_unpack(payload[_COUNT.size : end]):
-        if slot != IN_FRAME:
-            parts.append(borrow(slot, token, offset, length))
+    for where, slot, token, offset, length in _ENTRY.iter_unpack(payload[_COUNT.size : end]):
+        if where in _IN_SLOTS:
+            parts.append(borrow(_IN_SLOTS[where], slot, token, offset, length))
+        elif where != Where.IN_FRAME:
+            raise FrameError(f"payload with a part in place {where}, which there is not")
         elif length == 0:
             parts.append(payload[:0])
         else:

@@ -17,9 +17,9 @@ from .framing import Frame, FrameError, FrameReader, Kind, receive_into
 from .liveness import BEAT_SECONDS, Pulse
 from .mappings import SLOT_LIMIT, DescriptorReceiver, Mappings
 from .outbox import SLOT, Outbox
-from .payload import compose, split
+from .payload import Where, compose, split
 from .reactor import Reactor
-from .slots import SHARED_FROM, Loan, Place, Pool
+from .slots import SHARED_FROM, Loan, Place, Pool, Return
 from .tls import has_pending
 
 Part: TypeAlias = "bytes | bytearray | memoryview | Tensor"
@@ -107,7 +107,7 @@ class Peer:
         if frame.source != self.host:
             raise FrameError(f"frame {frame.kind.name} in the name of host {frame.source}")
         if frame.kind is Kind.DATA:
-            return split(frame.payload, self._mappings.view)
+            return split(frame.payload, self._borrow)
         if frame.kind is Kind.SLOT:
             self._add_slot(frame)
         elif frame.kind is Kind.RELEASE:
@@ -121,6 +121,18 @@ class Peer:
     def place(self, payload: Tensor) -> Place | None:
         """Where a payload that it has sent lies in a slot of its own, while it is referred to."""
         return self._mappings.place(payload.data_ptr())
+
+    def given(self, payload: Tensor) -> Return | None:
+        """A payload that it has given this host, to be sent back to it; None if it is none."""
+        return self._mappings.given(payload.data_ptr(), payload.nbytes)
+
+    def _borrow(self, where: Where, slot: int, token: int, offset: int, length: int) -> memoryview:
+        if where is not Where.RETURNED:
+            return self._mappings.view(slot, token, offset, length, given=where is Where.GIVEN)
+        found = self._pool.returned(token, self.host, offset, length)
+        if found is None:
+            raise FrameError(f"{length} bytes at {offset} of loan {token}, which it was not given")
+        return found
 
     @property
     def has_more(self) -> bool:
@@ -182,8 +194,8 @@ class Peer:
             if silent and self.sendable and not self.outbox:
                 self.push(Kind.BEAT)
 
-    def _ready(self, part: Part) -> bytes | memoryview | Loan:
-        """A part as it is written: bytes that nobody changes, or a loan."""
+    def _ready(self, part: Part) -> bytes | memoryview | Loan | Return:
+        """A part as it is written: bytes that nobody changes, or where in a slot it lies."""
         if isinstance(part, bytes):
             return part
         if not isinstance(part, Tensor):
@@ -192,6 +204,8 @@ class Peer:
             return view.cast("B") if view.nbytes > 0 else memoryview(b"")
         if part.nbytes < SHARED_FROM:
             return ctypes.string_at(part.data_ptr(), part.nbytes)
+        if (back := self.given(part)) is not None:
+            return back
         with contextlib.suppress(OSError):
             if self._shares:
                 loan = self._pool.lend(part, self.host)

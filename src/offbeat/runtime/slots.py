@@ -5,8 +5,10 @@ is given the descriptor once, over their Unix connection, and maps it (`mappings
 a payload in that slot is sent as a few bytes that say where it lies, and is read in place. Nothing
 has a name, so whatever happens to the processes, nothing is left behind.
 
-A slot is free again when the tensor here that lies in it is garbage and every receiver has given
-its loan back. What was lent to a host that is lost is not reused: it may live on, and read.
+A slot is free again when what lies in it here is garbage and every receiver has given its loan
+back. What was lent to a host that is lost is not reused: it may live on, and read.
+
+A payload may be given instead of lent: then its one receiver may write to it, and send it back.
 """
 
 from __future__ import annotations
@@ -40,9 +42,11 @@ class Slot:
 
     def __init__(self, number: int, size: int, *, prefault: bool) -> None:
         self.number, self.size = number, size
-        self.in_use = True
-        """A tensor or buffer of this process lies in it."""
+        self.holders = 0
+        """Tensors and buffers of this process that lie in it."""
         self.loans = 0
+        self.given = False
+        """Who receives what lies in it may write to that."""
         self.retired = False
         """Not to be reused."""
         try:
@@ -81,6 +85,17 @@ class Loan:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Return:
+    """Bytes in another host's slot, which are sent back to that host."""
+
+    slot: int
+    """Its number there."""
+    token: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Original:
     """A tensor that was sent without a copy, so that writing to it would show."""
 
@@ -98,6 +113,8 @@ class Pool:
         self._by_address: dict[int, Slot] = {}
         self._loans: dict[int, Loan] = {}
         self._originals: dict[int, _Original] = {}
+        self._returned: dict[int, Place] = {}
+        """Of what has been sent back, by its address."""
         # Finalizers run anywhere, even in a thread that holds the lock: they only append here.
         self._dropped: deque[Slot] = deque()
         self._written: deque[int] = deque()
@@ -110,26 +127,28 @@ class Pool:
         with self._lock:
             return sum(slot.size for slot in self._by_address.values())
 
-    def tensor(self, count: int, dtype: torch.dtype) -> Tensor:
+    def tensor(self, count: int, dtype: torch.dtype, *, given: bool = False) -> Tensor:
         """A flat tensor `# (count,)` in a slot, its contents undefined; it is sent without a copy.
 
-        Like a message it must not be written once it was sent. The slot is reused when the tensor
-        and its views are garbage, here and with all who received them. If the system has no
-        slot left to give, it is an ordinary tensor.
+        Like a message it must not be written once it was sent, nor, if it is `given`, read: it is
+        its one receiver's then. The slot is reused when the tensor and its views are garbage, here
+        and with all who received them. If the system has no slot left to give, it is an ordinary
+        tensor.
         """
         if count == 0:
             return torch.empty(0, dtype=dtype)
         try:
-            memory, _ = self._take(count * dtype.itemsize)
+            memory, slot = self._take(count * dtype.itemsize)
         except OSError:
             return torch.empty(count, dtype=dtype)
+        slot.given = given
         return torch.frombuffer(memory, dtype=dtype, count=count)
 
     def place(self, tensor: Tensor) -> Place | None:
         """Where a tensor lies, if in one of these slots."""
         slot = self._slot_of(tensor)
         if slot is None:
-            return None
+            return self._returned.get(tensor.data_ptr())
         return Place(slot, slot.fd, tensor.data_ptr() - slot.address)
 
     def buffer(self, size: int) -> memoryview:
@@ -146,6 +165,8 @@ class Pool:
     def lend(self, tensor: Tensor, host: int) -> Loan:
         """Let a host read a contiguous tensor: in place if it lies in a slot, else a copy of it.
 
+        The copy is given to it.
+
         Raises:
             OSError: the system has no memory or no descriptor left for a slot.
         """
@@ -154,6 +175,7 @@ class Pool:
         address = tensor.data_ptr()
         if slot is None:
             memory, slot = self._take(tensor.nbytes)
+            slot.given = True
             address = slot.address
             torch.frombuffer(memory, dtype=tensor.dtype).copy_(tensor.detach().view(-1))
         with self._lock:
@@ -188,6 +210,24 @@ class Pool:
             self._end(loan)
             return True
 
+    def returned(self, token: int, host: int, offset: int, length: int) -> memoryview | None:
+        """Bytes that this host has given that one, and that it has sent back.
+
+        None if it has not been given them, or has them no more.
+        """
+        with self._lock:
+            loan = self._loans.get(token)
+            if loan is None or loan.host != host or not loan.slot.given or length < 1:
+                return None
+            slot, end = loan.slot, loan.offset + loan.length
+            if offset < loan.offset or offset + length > end:
+                return None
+            memory = self._hold(slot, length, offset)
+            address = slot.address + offset
+            self._returned[address] = Place(slot, slot.fd, offset)
+        weakref.finalize(memory, self._returned.pop, address, None).atexit = False
+        return memoryview(memory).cast("B")
+
     def forget(self, host: int) -> None:
         """That host is lost. It may live on and read: what it was lent is not reused."""
         with self._lock:
@@ -220,6 +260,7 @@ class Pool:
                 slot.close()
             for kept in (self._by_address, self._free, self._loans, self._originals):
                 kept.clear()
+            self._returned.clear()
             self._dropped.clear()
 
     def _take(self, size: int, *, prefault: bool = True) -> tuple[Any, Slot]:
@@ -228,7 +269,7 @@ class Pool:
         with self._lock:
             while self._dropped:
                 dropped = self._dropped.popleft()
-                dropped.in_use = False
+                dropped.holders -= 1
                 self._recycle(dropped)
             free = self._free.get(rounded)
             slot = free.pop() if free else None
@@ -239,10 +280,15 @@ class Pool:
             with self._lock:
                 if not self._closed:
                     self._by_address[slot.address] = slot
-        slot.in_use = True
-        memory = (ctypes.c_ubyte * size).from_buffer(slot.memory)
+        slot.given = False
+        return self._hold(slot, size), slot
+
+    def _hold(self, slot: Slot, size: int, offset: int = 0) -> Any:
+        """A ctypes array of bytes in a slot, which it keeps in use while it lives."""
+        slot.holders += 1
+        memory = (ctypes.c_ubyte * size).from_buffer(slot.memory, offset)
         weakref.finalize(memory, self._drop, slot).atexit = False
-        return memory, slot
+        return memory
 
     def _drop(self, slot: Slot) -> None:
         if not self._closed:
@@ -271,7 +317,7 @@ class Pool:
         self._recycle(loan.slot)
 
     def _recycle(self, slot: Slot) -> None:
-        if slot.in_use or slot.loans:
+        if slot.holders or slot.loans:
             return
         if slot.retired:
             self._by_address.pop(slot.address, None)

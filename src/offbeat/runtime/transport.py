@@ -238,6 +238,13 @@ class Transport:
         """
         return self._mesh.join(pieces)
 
+    def is_given(self, tensor: Tensor) -> bool:
+        """Whether it is a received payload that this host may write to, and send back.
+
+        It was made by `pool.tensor(given=True)`. It is sent back without a copy as a whole.
+        """
+        return self._mesh.is_given(tensor)
+
     @property
     def outbox_bytes(self) -> int:
         """Bytes queued for all peers together: sent by the caller, not yet taken by the system."""
