@@ -208,8 +208,11 @@ wheres = st.sampled_from([where for where in Where if where is not Where.IN_FRAM
 numbers = st.integers(0, 2**32 - 1)
 
 
-@given(st.lists(st.one_of(st.binary(max_size=100), st.tuples(wheres, *[numbers] * 4)), max_size=6))
-def test_a_payload_says_of_each_part_where_it_is(parts) -> None:
+@given(
+    st.lists(st.one_of(st.binary(max_size=100), st.tuples(wheres, *[numbers] * 4)), max_size=6),
+    st.lists(numbers, max_size=6),
+)
+def test_a_payload_says_of_each_part_where_it_is_and_what_is_released(parts, tokens) -> None:
     pool = Pool()
     asked: list[tuple[int, ...]] = []
 
@@ -227,8 +230,11 @@ def test_a_payload_says_of_each_part_where_it_is(parts) -> None:
         made = type("Slot", (), {"number": slot, "given": where is Where.GIVEN})()
         return own(slot=made)
 
-    payload = memoryview(bytearray(b"".join(compose([written(part) for part in parts]))))
-    found = [bytes(part) for part in split(payload, borrow)]
+    composed = compose([written(part) for part in parts], tokens)
+    taken: list[int] = []
+    payload = memoryview(bytearray(b"".join(composed)))
+    found = [bytes(part) for part in split(payload, borrow, taken.append)]
+    assert taken == tokens
     assert found == [part if isinstance(part, bytes) else b"borrowed" for part in parts]
     assert asked == [part for part in parts if not isinstance(part, bytes)]
     pool.close()
@@ -236,9 +242,9 @@ def test_a_payload_says_of_each_part_where_it_is(parts) -> None:
 
 def test_a_part_in_no_known_place_is_refused() -> None:
     payload = bytearray(b"".join(compose([memoryview(b"abc")])))
-    payload[4] = len(Where)
+    payload[8] = len(Where)
     with pytest.raises(FrameError, match=f"a part in place {len(Where)}, which there is not"):
-        split(memoryview(payload), lambda *place: memoryview(b""))
+        split(memoryview(payload), lambda *place: memoryview(b""), lambda token: None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,15 +10,16 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from offbeat.runtime.framing import FrameError
+from offbeat.runtime.framing import FrameError, Kind
 from offbeat.runtime.mappings import SLOT_LIMIT, Mappings
+from offbeat.runtime.peer import Peer
 from offbeat.runtime.slots import SEALS, SMALLEST, Pool, slot_size
 from offbeat.runtime.stitching import PAGE
 from offbeat.runtime.transport import Transport
@@ -235,6 +236,33 @@ def test_a_slot_waits_for_its_last_reader(hosts) -> None:
     settle(b.transport, a.transport)
     found = [a.pool.tensor(LARGE, torch.float32) for _ in range(2)]
     assert address in [tensor.data_ptr() for tensor in found]
+
+
+def test_a_frame_takes_along_what_is_read_no_more(hosts, monkeypatch) -> None:
+    a, b = hosts(2)
+    pushed: list[Kind] = []
+    push = Peer.push
+
+    def noted(peer: Peer, kind: Kind, content: Sequence[bytes | memoryview] = ()) -> bool:
+        pushed.append(kind)
+        return push(peer, kind, content)
+
+    def answer(source: int, parts: list[memoryview]) -> None:
+        parts.clear()
+        b.transport.send(0, torch.ones(LARGE))
+
+    monkeypatch.setattr(Peer, "push", noted)
+    monkeypatch.setattr(b.transport._mesh, "_on_frame", answer)
+    a.transport.send(1, torch.ones(LARGE))
+    kept = a.take(1)
+    assert not a.pool._loans
+    # Nobody sends anything now.
+    del kept
+    deadline = time.monotonic() + PATIENCE
+    while b.pool._loans and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not b.pool._loans
+    assert pushed == [Kind.RELEASE]
 
 
 def test_what_was_lent_to_a_lost_host_stays_as_it_was(hosts) -> None:

@@ -235,7 +235,7 @@ def data(*parts: bytes, **change: int) -> bytes:
 
 
 def referring(where: int, slot: int, token: int, offset: int, length: int) -> bytes:
-    content = struct.pack("!IBIQQQ", 1, where, slot, token, offset, length)
+    content = struct.pack("!IIBIQQQ", 1, 0, where, slot, token, offset, length)
     return header(Kind.DATA, 7, len(content)) + content
 
 
@@ -244,7 +244,9 @@ def referring(where: int, slot: int, token: int, offset: int, length: int) -> by
     [
         (header(Kind.DATA, 7, 1 << 50), "the limit is"),
         (header(Kind.DATA, 7, 0), "payload of 0 bytes"),
-        (header(Kind.DATA, 7, 4) + b"\xff" * 4, "table of 4294967295 parts"),
+        (header(Kind.DATA, 7, 8) + b"\xff" * 4 + bytes(4), "table of 4294967295 parts and 0"),
+        (header(Kind.DATA, 7, 8) + bytes(4) + b"\xff" * 4, "0 parts and 4294967295 loans"),
+        (header(Kind.DATA, 7, 16) + struct.pack("!IIQ", 0, 1, 3), "release of loan 3, which it"),
         (data(b"abc", length=66), "payload of 66 bytes with a part up to 67"),
         (data(b"abc", length=68) + b"x", "payload of 68 bytes of which 67 are parts"),
         (data(b"abc") + bytes(HEADER.size), "expected a frame"),
@@ -253,7 +255,7 @@ def referring(where: int, slot: int, token: int, offset: int, length: int) -> by
         (referring(Where.RETURNED, 1, 5, 0, 10), "of loan 5, which it was not given"),
         (referring(9, 1, 5, 0, 10), "a part in place 9, which there is not"),
         (header(Kind.SLOT, 7, SLOT.size) + SLOT.pack(1, SMALLEST), "slot without its descriptor"),
-        (header(Kind.RELEASE, 7, 8) + bytes(8), "RELEASE of loan 0, which it has not"),
+        (header(Kind.RELEASE, 7, 8) + bytes(8), "release of loan 0, which it has not"),
         (header(Kind.RELEASE, 7, 7) + bytes(7), "RELEASE of 7 bytes"),
         (header(Kind.WELCOME, 7, 32) + bytes(32), "WELCOME after the handshake"),
         (header(Kind.DATA, 1, 0), "in the name of host 1"),
@@ -262,6 +264,8 @@ def referring(where: int, slot: int, token: int, offset: int, length: int) -> by
         "long",
         "empty",
         "table",
+        "tokens in table",
+        "release",
         "cut",
         "more",
         "after",
@@ -391,11 +395,15 @@ def refuse(where: Where, slot: int, token: int, offset: int, length: int) -> mem
     raise FrameError("no slots here")
 
 
+def no_loan(token: int) -> None:
+    raise FrameError("no loans here")
+
+
 @settings(max_examples=300)
 @given(st.lists(st.binary(max_size=200), max_size=6))
 def test_parts_come_back_as_they_were_composed(parts: list[bytes]) -> None:
     payload = bytearray(b"".join(compose([memoryview(part) for part in parts])))
-    assert [bytes(part) for part in split(memoryview(payload), refuse)] == parts
+    assert [bytes(part) for part in split(memoryview(payload), refuse, no_loan)] == parts
 
 
 @settings(max_examples=300)
@@ -410,7 +418,7 @@ def test_damaged_payloads_are_parts_within_or_an_error(parts, damage, change) ->
         payload[place % min(len(payload), 200)] = value
     payload = payload[:change] if change < 0 else payload + bytes(change)
     with contextlib.suppress(FrameError):
-        found = split(memoryview(payload), refuse)
+        found = split(memoryview(payload), refuse, no_loan)
         assert sum(map(len, found)) <= len(payload)
 
 

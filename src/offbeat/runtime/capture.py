@@ -31,7 +31,7 @@ class OptimizerState:
     groups: tuple[dict[str, Any], ...]
     """Hyper-parameters of each parameter group."""
     buffers: tuple[Any, ...]
-    """Of each parameter, in the order of the groups; None where it has none."""
+    """Of each tensor that it steps, in the order of the groups; None where it has none."""
     own: Any
     """Of an optimizer with a `state_dict` of its own, that; None otherwise."""
     base_rates: tuple[Any, ...]
@@ -58,16 +58,17 @@ class OptimizerState:
         """Go on as the one did that this was taken of.
 
         Raises:
-            CaptureError: other groups, or another number of parameters.
+            CaptureError: other groups, or another number of tensors.
         """
         inner = optimizer.inner
-        if optimizer.may_join and len(self.buffers) != len(optimizer.in_order):
+        alike = len(self.groups) == len(inner.param_groups)
+        if alike and optimizer.may_join and len(self.buffers) != len(optimizer.in_order):
             optimizer.arrange(joined=not optimizer.joined)
         parameters = list(_parameters(inner))
         if (len(inner.param_groups), len(parameters)) != (len(self.groups), len(self.buffers)):
             raise CaptureError(
                 f"the optimizer's state is of {len(self.groups)} groups and {len(self.buffers)} "
-                f"parameters, and it has {len(inner.param_groups)} and {len(parameters)}"
+                f"tensors, and it has {len(inner.param_groups)} and {len(parameters)}"
             )
         if self.own is not None:
             inner.load_state_dict(self.own)

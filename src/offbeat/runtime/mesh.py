@@ -58,7 +58,8 @@ class Mesh:
         self.leaving = self.ended = False
         self.changed = threading.Condition()
         """Guards what is above; taken after a peer's lock, never before it."""
-        self._released: deque[tuple[Peer, int]] = deque()
+        self._releasing: deque[Peer] = deque()
+        """Those who are to be told what was released, unless a frame has done so."""
         self._ticked = time.monotonic()
         self._acceptor: Acceptor | None = None
         self.reactor = Reactor(
@@ -197,19 +198,19 @@ class Mesh:
         except (OSError, EOFError):
             self._lose(peer, graceful=False)
 
-    def _on_release(self, peer: Peer, token: int) -> None:
+    def _on_release(self, peer: Peer) -> None:
         # Called by finalizers, in any thread, whatever lock it holds.
-        self._released.append((peer, token))
-        self.reactor.waker.wake()
+        self._releasing.append(peer)
+        # Who serves comes to `_give_back` by itself.
+        if not self.reactor.is_current:
+            self.reactor.waker.wake()
 
     def _give_back(self) -> None:
         """Tell the owners of loans that they are read no more."""
-        tokens: dict[Peer, list[int]] = {}
-        while self._released:
-            peer, token = self._released.popleft()
-            tokens.setdefault(peer, []).append(token)
-        for peer, own in tokens.items():
-            peer.release(own)
+        while self._releasing:
+            peer = self._releasing.popleft()
+            if peer.released:
+                peer.release()
 
     def _lose(self, peer: Peer, *, graceful: bool) -> None:
         with peer.lock:

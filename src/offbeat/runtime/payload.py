@@ -1,7 +1,8 @@
 """Payload of a DATA frame: its parts, each in the frame itself or lent in a slot.
 
-It begins with a table: the number of parts, then for each where it is, the slot, the loan's token,
-the offset in the slot and the length. The parts in the frame follow, each aligned.
+It begins with a table: the number of parts and that of loans that the sender reads no more; then for
+each part where it is, the slot, the loan's token, the offset in the slot and the length; then the
+tokens of those loans. The parts in the frame follow, each aligned.
 """
 
 import functools
@@ -29,14 +30,22 @@ class Where(IntEnum):
 
 _PADDINGS = [bytes(length) for length in range(ALIGNMENT)]
 _IN_SLOTS = {where.value: where for where in Where if where is not Where.IN_FRAME}
-_COUNT = struct.Struct("!I")
+_COUNTS = struct.Struct("!II")
 _ENTRY = struct.Struct("!BIQQQ")
 
 
-def compose(parts: Sequence[bytes | memoryview | Loan | Return]) -> list[bytes | memoryview]:
-    """What to write, in this order; the bytes of the parts are not copied. Views are of bytes."""
-    table = _table(len(parts))
-    entries = [len(parts)]
+_TOKEN = struct.Struct("!Q")
+
+
+def compose(
+    parts: Sequence[bytes | memoryview | Loan | Return], released: Sequence[int] = ()
+) -> list[bytes | memoryview]:
+    """What to write, in this order; the bytes of the parts are not copied. Views are of bytes.
+
+    `released` are the tokens of loans from the receiver.
+    """
+    table = _table(len(parts), len(released))
+    entries = [len(parts), len(released)]
     written: list[bytes | memoryview] = [b""]
     end = table.size
     for part in parts:
@@ -53,31 +62,40 @@ def compose(parts: Sequence[bytes | memoryview | Loan | Return]) -> list[bytes |
             padding = -end % ALIGNMENT
             written += (_PADDINGS[padding], part)
             end += padding + length
-    written[0] = table.pack(*entries)
+    written[0] = table.pack(*entries, *released)
     return written
 
 
 @functools.cache
-def _table(count: int) -> struct.Struct:
-    return struct.Struct(_COUNT.format + _ENTRY.format[1:] * count)
+def _table(parts: int, released: int) -> struct.Struct:
+    return struct.Struct(_COUNTS.format + _ENTRY.format[1:] * parts + "Q" * released)
 
 
 def split(
-    payload: memoryview, borrow: Callable[[Where, int, int, int, int], memoryview]
+    payload: memoryview,
+    borrow: Callable[[Where, int, int, int, int], memoryview],
+    take_back: Callable[[int], object],
 ) -> list[memoryview]:
     """The parts of a payload; `borrow` finds those in slots, by what the table says of them.
+
+    `take_back` is told the tokens of loans that the sender reads no more.
 
     Raises:
         FrameError: it is no payload.
     """
-    if payload.nbytes < _COUNT.size:
+    if payload.nbytes < _COUNTS.size:
         raise FrameError(f"payload of {payload.nbytes} bytes")
-    (count,) = _COUNT.unpack_from(payload)
-    end = _COUNT.size + count * _ENTRY.size
+    count, released = _COUNTS.unpack_from(payload)
+    tokens = _COUNTS.size + count * _ENTRY.size
+    end = tokens + released * _TOKEN.size
     if end > payload.nbytes:
-        raise FrameError(f"payload of {payload.nbytes} bytes with a table of {count} parts")
+        raise FrameError(
+            f"payload of {payload.nbytes} bytes with a table of {count} parts and {released} loans"
+        )
+    for (token,) in _TOKEN.iter_unpack(payload[tokens:end]):
+        take_back(token)
     parts: list[memoryview] = []
-    for where, slot, token, offset, length in _ENTRY.iter_unpack(payload[_COUNT.size : end]):
+    for where, slot, token, offset, length in _ENTRY.iter_unpack(payload[_COUNTS.size : tokens]):
         if where in _IN_SLOTS:
             parts.append(borrow(_IN_SLOTS[where], slot, token, offset, length))
         elif where != Where.IN_FRAME:

@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -27,6 +28,7 @@ AHEAD = 1 << 14
 """Bytes that are received at once, before it is known what they are."""
 PAYLOAD_OVERHEAD = 1 << 20
 """What a frame may have in tables and padding."""
+RELEASES_PER_FRAME = 1000
 _TOKEN = struct.Struct("!Q")
 
 
@@ -43,7 +45,8 @@ class Peer:
         limit: longest frame accepted, in bytes.
         patience: seconds of silence borne from another machine.
         on_queued: told by how many bytes what waits in the outbox grew or shrank, under the lock.
-        on_release: told of each loan from there that is read no more, from any thread.
+        on_release: told of this when there are `released` loans, from any thread, even in the
+            middle of a garbage collection: it must not wait for anything.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class Peer:
         limit: int,
         patience: float,
         on_queued: Callable[[int], None],
-        on_release: Callable[["Peer", int], None],
+        on_release: Callable[["Peer"], None],
     ) -> None:
         sock.setblocking(False)
         self.host, self.sock, self._pool = host, sock, pool
@@ -77,7 +80,10 @@ class Peer:
         self.pulse = None if self._shares else Pulse(sock, time.monotonic(), patience)
         self._known: set[int] = set()
         """Slots of ours that it has been handed."""
-        self._mappings = Mappings(lambda token: on_release(self, token))
+        self.released: deque[int] = deque()
+        """Tokens of loans from there that nobody here reads any more, until it is told."""
+        self._on_release = on_release
+        self._mappings = Mappings(self._release)
         self._descriptors = DescriptorReceiver()
         self._reader = FrameReader(
             limit + PAYLOAD_OVERHEAD,
@@ -107,11 +113,11 @@ class Peer:
         if frame.source != self.host:
             raise FrameError(f"frame {frame.kind.name} in the name of host {frame.source}")
         if frame.kind is Kind.DATA:
-            return split(frame.payload, self._borrow)
+            return split(frame.payload, self._borrow, self._take_back)
         if frame.kind is Kind.SLOT:
             self._add_slot(frame)
         elif frame.kind is Kind.RELEASE:
-            self._take_back(frame)
+            self._take_back_all(frame)
         elif frame.kind is Kind.GOODBYE:
             self.has_left = True
         elif frame.kind is not Kind.BEAT:
@@ -152,12 +158,15 @@ class Peer:
         number, size = SLOT.unpack(frame.payload)
         self._mappings.add(number, size, fd)
 
-    def _take_back(self, frame: Frame) -> None:
+    def _take_back_all(self, frame: Frame) -> None:
         if frame.payload.nbytes % _TOKEN.size:
             raise FrameError(f"RELEASE of {frame.payload.nbytes} bytes")
         for (token,) in _TOKEN.iter_unpack(frame.payload):
-            if not self._pool.give_back(token, self.host):
-                raise FrameError(f"RELEASE of loan {token}, which it has not")
+            self._take_back(token)
+
+    def _take_back(self, token: int) -> None:
+        if not self._pool.give_back(token, self.host):
+            raise FrameError(f"release of loan {token}, which it has not")
 
     # Sending
 
@@ -173,19 +182,27 @@ class Peer:
                     if isinstance(part, Loan) and part.slot.number not in self._known:
                         self._known.add(part.slot.number)
                         self.outbox.append_slot(part.slot)
-                return self._queue(Kind.DATA, compose(ready), idle=idle)
+                return self._queue(Kind.DATA, compose(ready, self._to_release()), idle=idle)
         for part in ready:
             if isinstance(part, Loan):
                 self._pool.give_back(part.token, self.host)
         return False
 
-    def release(self, tokens: Sequence[int]) -> None:
-        """Tell it that these loans are read no more, and make their mappings ready for others."""
-        content = b"".join(_TOKEN.pack(token) for token in tokens)
+    def release(self) -> None:
+        """Tell it what is read no more, if no frame has done so, and make the mappings ready."""
         with self.lock:
-            if self.sendable:
-                self.push(Kind.RELEASE, [content])
+            while tokens := self._to_release():
+                if self.sendable:
+                    self.push(Kind.RELEASE, [b"".join(map(_TOKEN.pack, tokens))])
         self._mappings.tidy()
+
+    def _release(self, token: int) -> None:
+        self.released.append(token)
+        self._on_release(self)
+
+    def _to_release(self) -> list[int]:
+        count = min(len(self.released), RELEASES_PER_FRAME)
+        return [self.released.popleft() for _ in range(count)]
 
     def beat(self, now: float) -> None:
         """Give a sign of life, unless something was written lately."""

@@ -2,74 +2,100 @@
 
 from __future__ import annotations
 
+import array
 import fcntl
+import math
+import mmap
 import os
-import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from multiprocessing import reduction
 from typing import Any
 
-_COUNT = struct.Struct("<q")
+_CELLS = 512
+"""The first counts the others that belong to a process, the second is for all who have none."""
 
 
 class Tickets:
     """A counter that the processes of one machine share.
 
     It lies in memory without a name (a memfd), which is there as long as a process holds it. As an
-    argument of a `multiprocessing.Process` the object is the same counter in the child. The lock
-    is the kernel's: it is released when its holder is killed.
+    argument of a `multiprocessing.Process` the object is the same counter in the child. Where there
+    is no end of tickets each process counts in a cell of its own. Else they take turns by a
+    lock of the kernel's: it is released when its holder is killed.
     """
 
     def __init__(self, allowed: float, taken: int = 0) -> None:
-        self._hold(os.memfd_create("offbeat-tickets"), allowed)
+        fd = os.memfd_create("offbeat-tickets")
+        os.ftruncate(fd, _CELLS * 8)
+        self._hold(fd, allowed)
+        self._cells[0] = 2
+        self._own = 1
         self.set(taken)
 
     def _hold(self, fd: int, allowed: float) -> None:
         self._fd, self._allowed = fd, allowed
+        self._memory = mmap.mmap(fd, _CELLS * 8)
+        self._cells = memoryview(self._memory).cast("q")
 
     def __reduce__(self) -> tuple[Callable[..., Tickets], tuple[Any, ...]]:
         return _attach, (reduction.DupFd(self._fd), self._allowed)
 
     def take(self) -> bool:
         """Take one; False if none is left."""
-        fcntl.lockf(self._fd, fcntl.LOCK_EX)
-        try:
-            taken = self.taken
-            if taken >= self._allowed:
-                return False
-            os.pwrite(self._fd, _COUNT.pack(taken + 1), 0)
+        if self._own > 1 and self._allowed == math.inf:
+            self._cells[self._own] += 1
             return True
-        finally:
-            fcntl.lockf(self._fd, fcntl.LOCK_UN)
+        with self._locked():
+            if self.spent:
+                return False
+            self._cells[1] += 1
+            return True
 
     def set(self, taken: int) -> None:
-        """So many have been taken."""
-        fcntl.lockf(self._fd, fcntl.LOCK_EX)
-        try:
-            os.pwrite(self._fd, _COUNT.pack(taken), 0)
-        finally:
-            fcntl.lockf(self._fd, fcntl.LOCK_UN)
+        """So many have been taken; meanwhile nobody takes any."""
+        with self._locked():
+            cells = self._cells[0]
+            self._cells[1:cells] = memoryview(array.array("q", [taken, *[0] * (cells - 2)]))
 
     @property
     def taken(self) -> int:
-        stored = os.pread(self._fd, _COUNT.size, 0)
-        return _COUNT.unpack(stored)[0] if stored else 0
+        return sum(self._cells[1 : self._cells[0]])
 
     @property
     def spent(self) -> bool:
         return self.taken >= self._allowed
 
     def close(self) -> None:
+        self._cells.release()
+        self._memory.close()
         os.close(self._fd)
+
+    @contextmanager
+    def _locked(self) -> Generator[None]:
+        fcntl.lockf(self._fd, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._fd, fcntl.LOCK_UN)
+
+    def _claim(self) -> None:
+        """Have a cell of one's own, while there are any."""
+        with self._locked():
+            self._own = 1
+            if self._cells[0] < _CELLS:
+                self._own = self._cells[0]
+                self._cells[0] += 1
 
 
 def _attach(duplicate: Any, allowed: float) -> Tickets:
     """The same counter, in the process that has been given the descriptor."""
     tickets = Tickets.__new__(Tickets)
     tickets._hold(duplicate.detach(), allowed)
+    tickets._claim()
     return tickets
 
 
