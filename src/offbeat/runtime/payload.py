@@ -1,8 +1,8 @@
 """Payload of a DATA frame: its parts, each in the frame itself or lent in a slot.
 
-It begins with a table: the number of parts and that of loans that the sender reads no more; then for
-each part where it is, the slot, the loan's token, the offset in the slot and the length; then the
-tokens of those loans. The parts in the frame follow, each aligned.
+It begins with a table: the number of parts and that of loans that the sender reads no more; then
+for each part where it is, the slot, the loan's token, the offset in the slot and the length; then
+the tokens of those loans. The parts in the frame follow, each aligned.
 """
 
 import functools
