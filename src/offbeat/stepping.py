@@ -46,7 +46,7 @@ class ParameterOptimizer:
         self._tensors = [nn.Parameter(view) for view in layout.views(parameters)]
         self.inner = factory(list(zip(layout.names, self._tensors, strict=True)))
         self._groups: list[list[nn.Parameter]] = [g["params"] for g in self.inner.param_groups]
-        self._copies = parameters.nbytes <= COPIED or not _only_reads(self.inner)
+        self._only_reads = _only_reads(self.inner)
         self.part: slice | None = None
         """What of the vector it steps; all of it if None."""
         self.may_join = parameters.nbytes <= COPIED and _may_join(self.inner)
@@ -64,13 +64,17 @@ class ParameterOptimizer:
 
         Where it steps a part only, the gradient is that part's.
         """
-        whole = isinstance(gradient, Tensor)
-        if not self._copies:
-            self._point_at(self._cut(gradient) if whole else gradient.tensors)
-        elif whole:
-            self._gradient.copy_(gradient)
-        else:
+        if isinstance(gradient, Tensor):
+            if self._copies:
+                self._gradient.copy_(gradient)
+            else:
+                self._point_at(self._cut(gradient))
+        elif self._copies:
             self._layout.flatten(gradient.tensors, out=self._gradient)
+        elif self.joined:
+            self._point_at(self._cut(self._layout.flatten(gradient.tensors)))
+        else:
+            self._point_at(gradient.tensors)
         self.scale(scale)
         self._step()
         if not self._copies:
@@ -95,6 +99,8 @@ class ParameterOptimizer:
                 self._parameters += group["params"]
                 self._spans += runs
         self.joined = joined
+        small = self._vector.nbytes <= COPIED
+        self._copies = not self._only_reads or (small and not joined)
         self.in_order: list[nn.Parameter | None] = [
             parameter for group in self.inner.param_groups for parameter in group["params"]
         ]
@@ -141,6 +147,8 @@ class ParameterOptimizer:
 
     def _cut(self, gradient: Tensor) -> list[Tensor]:
         """What of a vector (d,), or of a part's, is each tensor's."""
+        if self.joined and len(self._parameters) == 1:
+            return [gradient]
         pairs = zip(self._spans, self._parameters, strict=True)
         return [gradient[span].view(parameter.shape) for span, parameter in pairs]
 

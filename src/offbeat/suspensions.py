@@ -122,6 +122,11 @@ class Receive(Suspension[tuple[int, M]]):
     departures: bool = False
     """Whether the departure of any peer ends it."""
 
+    def __await__(self) -> Generator[Any, Any, tuple[int, M]]:
+        # In a list, for whoever resumes a role keeps what it is given until the next suspension,
+        # and the memory of a message may be another node's, who waits for it.
+        return (yield self).pop()
+
     def accepts(self, source: int, message: Any) -> bool:
         return (self.source is None or self.source == source) and (
             self.tag is None or message.tag == self.tag

@@ -182,6 +182,7 @@ class Host(Executor):
             self._drain()
             for source, to, message, sent in self._early:
                 self._receive(source, to, message, sent)
+                self._drain()
             self._early.clear()
 
     def stop(self) -> None:
@@ -579,7 +580,7 @@ class Host(Executor):
 
     # Events from the transport's thread
 
-    def _on_frame(self, host: int, parts: Sequence[memoryview]) -> None:
+    def _on_frame(self, host: int, parts: list[memoryview]) -> None:
         if host == COORDINATOR:
             self._on_order(parts[0])
             return
@@ -590,6 +591,8 @@ class Host(Executor):
         except (struct.error, ValueError) as error:
             self.fail(RunError(f"host {host} sent what is no message: {error}"))
             return
+        # Only the message refers to its memory now, and only who takes it to the message.
+        del parts[:], envelope, content
         with self.lock:
             if to == _NO_NODE:
                 self.heard.setdefault(host, deque()).append(message)
@@ -598,6 +601,8 @@ class Host(Executor):
                 return
             if self._running:
                 self._receive(source, to, message, sent)
+                del message
+                self._drain()
             else:
                 self._early.append((source, to, message, sent))
 
@@ -609,7 +614,6 @@ class Host(Executor):
         if node is not None:
             message = codec.to(message, node.parameters.device)
         self.scheduler.deliver(to, source, message)
-        self._drain()
 
     def _on_lost(self, host: int, graceful: bool) -> None:
         if host == COORDINATOR:

@@ -200,7 +200,7 @@ class Replay(Executor):
             reader.position += 1
             source, message, _ = self.message_of(rank, cause)
             self._forget(task)
-            self.scheduler.resume(task, (source, message))
+            self.scheduler.answer(task, source, message)
         elif cause.kind is Kind.LOST:
             reader.position += 1
             self._forget(task)

@@ -103,6 +103,10 @@ class Scheduler:
             task.fresh = False
             self._ready.append((task, value, error, cause))
 
+    def answer(self, task: Task, source: int, message: Any, cause: Cause | None = None) -> None:
+        """Give a task the message that it awaits."""
+        self.resume(task, [(source, message)], cause=cause)
+
     def proceed(self, task: Task) -> None:
         """Let a role go on that the executor has held between two rounds."""
         self.resume(task, cause=Cause(Kind.PROCEEDED))
@@ -176,7 +180,8 @@ class Scheduler:
             self._draining = False
 
     def _answer(self, task: Task, found: tuple[int, Any, int]) -> None:
-        self.resume(task, (found[0], found[1]), cause=Cause(Kind.MESSAGE, found[0], found[2]))
+        source, message, number = found
+        self.answer(task, source, message, Cause(Kind.MESSAGE, source, number))
 
     def _advance(
         self, task: Task, value: Any, error: BaseException | None, cause: Cause | None
@@ -221,7 +226,7 @@ class Scheduler:
                 if found is not None:
                     task.fresh = False
                     self.executor.resumed(task, Cause(Kind.MESSAGE_NOW, found[0], found[2]))
-                    value, spins = (found[0], found[1]), 0
+                    value, spins, found = [(found[0], found[1])], 0, None
                     continue
                 if request.source is not None and request.source in task.node.departed:
                     task.fresh = False
