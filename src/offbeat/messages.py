@@ -163,7 +163,7 @@ class Codec:
                 )
             flat = torch.frombuffer(body, dtype=dtype) if count else torch.empty(0, dtype=dtype)
             try:
-                contents[name] = flat.view(shape)
+                contents[name] = flat if dimensions == 1 else flat.view(shape)
             except RuntimeError:  # An empty tensor with extents beyond all bounds.
                 raise MessageError(f"{self.name}.{name}: not a tensor: shape {shape}") from None
         message = object.__new__(self.cls)

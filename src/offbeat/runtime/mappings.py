@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from .framing import FrameError
+from .garbage import when_garbage
 from .pages import Pagemap
 from .slots import SEALS, Place, Return
 
@@ -90,6 +91,8 @@ class _Payload:
     slot: _Mapped
     memory: mmap.mmap
     """The slot, mapped for this payload alone."""
+    start: int
+    """The mapping's address."""
     place: Place
     loan: Return
     given: bool
@@ -154,8 +157,8 @@ class Mappings:
         address = ctypes.addressof(lent)
         place = Place(slot, slot.fd, offset)
         loan = Return(slot=number, token=token, offset=offset, length=length)
-        payload = self._lent[address] = _Payload(slot, memory, place, loan, given)
-        weakref.finalize(lent, self._release, address, payload).atexit = False
+        payload = self._lent[address] = _Payload(slot, memory, address - offset, place, loan, given)
+        when_garbage(lent, self._release, address, payload)
         return memoryview(lent).cast("B")
 
     def place(self, address: int) -> Place | None:
@@ -202,9 +205,8 @@ class Mappings:
             if payload.given:
                 slot.idle_shared.append(memory)
                 continue
-            address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
             try:
-                if self._pagemap.has_private(address, len(memory)):
+                if self._pagemap.has_private(payload.start, len(memory)):
                     memory.madvise(mmap.MADV_DONTNEED)
             except OSError:  # Locked pages cannot be cleaned: it is let go.
                 self._bytes -= len(memory)

@@ -26,6 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .garbage import when_garbage
+
 SHARED_FROM = 128 << 10
 """Tensors of fewer bytes go through the socket: a slot pays from about there on."""
 SMALLEST = 128 << 10
@@ -198,7 +200,7 @@ class Pool:
         with self._lock:
             token = self._next_token()
             self._remember(token, tensor, host)
-        weakref.finalize(content, self._written.append, token).atexit = False
+        when_garbage(content, self._written.append, token)
         return content.data
 
     def give_back(self, token: int, host: int) -> bool:
@@ -225,7 +227,7 @@ class Pool:
             memory = self._hold(slot, length, offset)
             address = slot.address + offset
             self._returned[address] = Place(slot, slot.fd, offset)
-        weakref.finalize(memory, self._returned.pop, address, None).atexit = False
+        when_garbage(memory, self._returned.pop, address, None)
         return memoryview(memory).cast("B")
 
     def forget(self, host: int) -> None:
@@ -287,7 +289,7 @@ class Pool:
         """A ctypes array of bytes in a slot, which it keeps in use while it lives."""
         slot.holders += 1
         memory = (ctypes.c_ubyte * size).from_buffer(slot.memory, offset)
-        weakref.finalize(memory, self._drop, slot).atexit = False
+        when_garbage(memory, self._drop, slot)
         return memory
 
     def _drop(self, slot: Slot) -> None:

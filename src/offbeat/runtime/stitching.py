@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import mmap
 import threading
-import weakref
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .garbage import when_garbage
 from .pages import Pagemap
 from .slots import Place
 
@@ -144,7 +144,7 @@ class _Region:
                     source = piece.data_ptr() + begin - start
                     ctypes.memmove(self.address + begin, source, stop - begin)
         lent = (ctypes.c_ubyte * self.starts[-1]).from_buffer(self.memory)
-        weakref.finalize(lent, _return, self, returned, pieces).atexit = False
+        when_garbage(lent, _return, self, returned, pieces)
         return lent
 
     def clean(self, pagemap: Pagemap) -> None:
