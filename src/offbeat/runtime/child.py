@@ -22,7 +22,8 @@ from .capture import CaptureError
 from .compute import SerialEvaluator
 from .control import COORDINATOR
 from .errors import RunError
-from .host import Host, Watch
+from .host import Host
+from .monitor import Watch
 from .pace import Pace
 from .status import Status
 from .tickets import LeasedTickets

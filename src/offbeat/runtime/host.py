@@ -1,142 +1,29 @@
-"""Host: one process's part of a real run: its nodes, their lock, its transport.
-
-The host is a monitor. The thread that computes gradients steps the roles that they answer; the
-transport's thread steps the roles that messages answer; both hold one lock while they do.
-"""
+"""Host: one process's part of a real run, as its owner handles it."""
 
 from __future__ import annotations
 
-import heapq
 import math
-import struct
-import threading
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from ..collectives import SHARED, algorithm_for, sharded_step, shared_all_reduce
-from ..messages import codec_of, unpack
-from ..method import Method
 from ..node import Node
-from ..parameters import Dense, Values, joined
-from ..suspensions import Gradient, GradientRequest, Group, Meet, Receive
-from ..trace import DELIVERED, FAULT_KINDS, LOST
+from ..parameters import Values
+from ..suspensions import Gradient, GradientRequest
 from .capture import capture, read_state, restore
-from .causes import GRADIENT, WOKEN, Cause, Kind
-from .clock import SECOND, nanoseconds
-from .control import COORDINATOR
-from .errors import RunError
-from .executor import Executor
-from .records import Records
-from .scheduler import Scheduler
-from .slots import SHARED_FROM
+from .causes import GRADIENT, Cause, Kind
+from .monitor import Monitor
 from .status import Snapshot, Status
-from .stitching import padding
 from .tasks import Task
-from .tls import TLS
-from .transport import Transport
 
-Watch = Callable[[Node, Coroutine[Any, Any, Any]], Coroutine[Any, Any, Any]]
-_ENVELOPE = struct.Struct("<IIq")
-_NO_NODE = 0xFFFF_FFFF
-"""In place of a node: for the receiving host itself."""
 OUTBOX_LIMIT = 256 << 20
 """Bytes queued for slow receivers above which a host asks for no further gradient."""
 OUTBOX_PATIENCE = 60.0
 """Seconds for which it asks for none."""
 
 
-class Host(Executor):
-    """The nodes of one process.
-
-    Args:
-        placement: the host of each node.
-        index: this host.
-        may_compute: asked at each gradient request, with the node and its request; a request that
-            it refuses is never answered.
-        journals: a folder in which each node's journal is kept; none if not given.
-        on_failure: told what ended a role, from whichever thread it happened in.
-        on_word: told, under the lock, what another host told this one by `tell`.
-        all_reduce: the algorithm of collectives, of `offbeat.collectives.ALGORITHMS`.
-        machines: the machine of each host, by any number; all are on one if not given.
-        watch: wraps every coroutine that begins on a node here (`offbeat.testing.chaos`).
-        tls: certificates, for connections between machines; they are not encrypted if None.
-        returns: whether a host that is lost, with these nodes, comes back; then nobody here
-            learns of its loss.
-        on_order: told, in the transport's thread, what the run's coordinator says.
-        on_orphaned: told, in the transport's thread, that the coordinator is gone.
-    """
-
-    def __init__(
-        self,
-        method: Method,
-        placement: Sequence[int],
-        index: int,
-        *,
-        listen: str | Sequence[str],
-        secret: bytes,
-        may_compute: Callable[[Node, GradientRequest], bool],
-        on_failure: Callable[[BaseException], None],
-        on_tick: Callable[[], None] | None = None,
-        journals: Path | None = None,
-        on_word: Callable[[int, Any], None] = lambda host, message: None,
-        all_reduce: str = "ring",
-        machines: Sequence[int] | None = None,
-        watch: Watch | None = None,
-        tls: TLS | None = None,
-        returns: Callable[[Sequence[int]], bool] = lambda ranks: False,
-        on_order: Callable[[memoryview], None] = lambda payload: None,
-        on_orphaned: Callable[[], object] = lambda: None,
-    ) -> None:
-        self.index = index
-        self.placement = placement
-        self.scheduler = Scheduler(self, method)
-        self.records = Records(journals)
-        self.lock = threading.RLock()
-        self.changed = threading.Condition(self.lock)
-        self.requests: deque[tuple[Task, GradientRequest]] = deque()
-        self.parked: list[Task] = []
-        self.paused: list[Task] = []
-        """Workers that wait between two rounds for `proceed`."""
-        self.heard: dict[int, deque[Any]] = {}
-        """What other hosts have told this one, beside all nodes and journals."""
-        self.leaving = False
-        self.stopped = False
-        self.finished = False
-        self.failure: BaseException | None = None
-        self.computing: int | None = None
-        self.departed: set[int] = set()
-        self._may_compute = may_compute
-        self._on_failure = on_failure
-        self._on_word = on_word
-        self._all_reduce = all_reduce
-        self.machines = [0] * (max(placement) + 1) if machines is None else machines
-        self._watch = watch
-        self._returns = returns
-        self._on_order, self._on_orphaned = on_order, on_orphaned
-        self._timers: list[tuple[int, int, Task]] = []
-        self._running = False
-        self._pause_at: int | dict[int, int] | None = None
-        self._order = 0
-        self._early: list[tuple[int, int, Any, int]] = []
-        self._tick = on_tick
-        self._when_whole: list[Callable[[], None]] = []
-        self.transport = Transport(
-            index,
-            listen,
-            secret,
-            self._on_frame,
-            self._on_lost,
-            on_error=self.fail,
-            on_tick=self._on_tick,
-            tick=0.02,
-            tls=tls,
-        )
+class Host(Monitor):
+    """The nodes of one process, to be begun, held, looked at, given gradients and ended."""
 
     # Life
 
@@ -196,6 +83,8 @@ class Host(Executor):
             self._timers.clear()
             self.changed.notify_all()
 
+    # Holding it
+
     def pause(self, at_round: int | dict[int, int] = 0, order: int = 0) -> None:
         """Hold each worker before the first round from `at_round` on that it comes to.
 
@@ -228,6 +117,8 @@ class Host(Executor):
             self.scheduler.proceed(task)
         self._drain()
 
+    # Its end
+
     def leave(self) -> None:
         """Depart at the worker's next round, or at once if it awaits nothing but the end."""
         with self.lock:
@@ -242,16 +133,6 @@ class Host(Executor):
             self.changed.notify_all()
         self.transport.wake()
 
-    def fail(self, error: BaseException) -> None:
-        """End this host's part: a role failed or the transport did."""
-        with self.lock:
-            if self.failure is not None or self.finished:
-                return
-            self.failure = error
-            self.changed.notify_all()
-        self.transport.wake()
-        self._on_failure(error)
-
     def close(self, timeout: float = 5.0) -> None:
         """Leave the mesh gracefully, and close every role."""
         if self.failure is None:
@@ -263,6 +144,8 @@ class Host(Executor):
         with self.lock:
             self.scheduler.close()
             self.records.close()
+
+    # What is seen of it
 
     def status(self) -> Status:
         with self.lock:
@@ -299,31 +182,11 @@ class Host(Executor):
         with self.lock:
             return [Snapshot.of(node) for node in self.scheduler.nodes.values()]
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether no other process may be changing parameters of nodes here."""
-        nodes = self.scheduler.nodes.values()
-        return not any(node.in_step and node.part is not None for node in nodes)
-
     def when_whole(self, call: Callable[[], None]) -> None:
         """Call it, under the lock, at once or as soon as `is_whole`."""
         with self.lock:
             self._when_whole.append(call)
             self._call_if_whole()
-
-    def _call_if_whole(self) -> None:
-        while self._when_whole and self.is_whole:
-            self._when_whole.pop(0)()
-
-    @property
-    def elapsed(self) -> int:
-        """Nanoseconds since the run began."""
-        return self.records.elapsed
-
-    def tell(self, host: int, message: Any) -> None:
-        """Send a message to another host itself."""
-        envelope = _ENVELOPE.pack(self.index, _NO_NODE, self.elapsed)
-        self.transport.send(host, envelope, *codec_of(type(message)).parts(message))
 
     def retune(self, settings: Sequence[Mapping[str, Any]], change: int) -> None:
         """New hyper-parameters for the inner optimizers here; the journal keeps their number."""
@@ -385,9 +248,6 @@ class Host(Executor):
     def _has_news(self) -> bool:
         return bool(self.requests) or self._has_ended()
 
-    def _has_ended(self) -> bool:
-        return self.finished or self.failure is not None
-
     def _may_be_deaf(self, task: Task, request: GradientRequest) -> bool:
         """Whether nothing that arrives, or is still to be sent, matters before the gradient."""
         alone = len(self.scheduler.nodes) == 1 and self._is_still(task.node, request)
@@ -411,246 +271,8 @@ class Host(Executor):
             self.scheduler.resume(task, gradient, cause=GRADIENT)
             self._drain()
 
-    def _drain(self) -> None:
-        try:
-            self.scheduler.drain()
-            changed = self.transport.changed_after_send()
-            if changed is not None:
-                raise RunError(f"{type(self.scheduler.method).__name__}: {changed}")
-        except RunError as error:
-            self.fail(error)
-        if self.requests:
-            self.changed.notify_all()
-        self._call_if_whole()
-
-    # What nodes ask
-
-    def now(self, node: Node) -> float:
-        elapsed = self.elapsed
-        self.records.note(node.rank, 0, Cause(Kind.CLOCK), elapsed)
-        return elapsed / SECOND
-
-    def start(self, node: Node, name: str, coroutine: Coroutine[Any, Any, Any]) -> Task:
-        return self.scheduler.start(node, name, coroutine)
-
-    def poll(self, node: Node, wanted: Receive[Any]) -> tuple[int, Any] | None:
-        found = self.scheduler.poll(node, wanted)
-        if found is not None:
-            self.scheduler.acted()
-        cause = Cause(Kind.POLL) if found is None else Cause(Kind.POLL, found[0], found[2])
-        self.records.note(node.rank, 0, cause)
-        return None if found is None else (found[0], found[1])
-
-    def stepped(self, node: Node, staleness: int, mixes: int) -> None:
-        self.records.step(node, staleness, mixes)
-
-    def send(self, node: Node, to: int, message: Any) -> None:
-        self.scheduler.acted()
-        if not 0 <= to < len(self.placement):
-            raise ValueError(f"there is no node {to}; nodes are 0 to {len(self.placement) - 1}")
-        codec, pair = codec_of(type(message)), (node.rank, to)
-        host = self.placement[to]
-        if host == self.index:
-            self.records.sent[pair] += 1
-            self.records.received[pair] += 1
-            self.scheduler.deliver(to, node.rank, codec.copy(message))
-            return
-        parts = codec.parts(message, self.transport.pool)
-        size = codec.size(message)
-        envelope = _ENVELOPE.pack(node.rank, to, self.elapsed)
-        if to not in self.departed and self.transport.send(host, envelope, *parts):
-            self.records.sent[pair] += 1
-            self.records.bytes_sent += size
-        else:
-            self.records.message(node.rank, to, message, size, self.elapsed, LOST)
-
-    def all_reduce(
-        self, node: Node, values: Dense, group: Group, tag: tuple[int, int]
-    ) -> Awaitable[Tensor]:
-        machines = {self.machines[self.placement[rank]] for rank in group}
-        algorithm = algorithm_for(self._all_reduce, on_one_machine=len(machines) == 1)
-        if not self._is_alone(node):
-            values = joined(values).detach().clone()
-        if algorithm is SHARED:  # Which takes it in pieces, too.
-            return shared_all_reduce(node, values, group, tag)
-        return algorithm.run(node, joined(values), group, tag)
-
-    async def apply_mean(
-        self, node: Node, gradient: Gradient, group: Group, tag: tuple[int, int]
-    ) -> None:
-        if node.part is None:
-            await super().apply_mean(node, gradient, group, tag)
-        else:
-            await sharded_step(node, gradient, group, tag)
-
-    def buffer(
-        self, like: Tensor, size: int | None = None, at: int = 0, given: bool = False
-    ) -> Tensor:
-        shape = like.shape if size is None else torch.Size([size])
-        count, width = shape.numel(), like.itemsize
-        if not like.is_cpu or count * width < SHARED_FROM:
-            return like.new_empty(shape)
-        lead = padding(at * width) // width
-        memory = self.transport.pool.tensor(lead + count, like.dtype, given=given)
-        return memory if lead == 0 and len(shape) == 1 else memory[lead:].view(shape)
-
-    def is_ready(self, x: Tensor) -> bool:
-        return self.transport.pool.place(x) is not None
-
-    def is_given(self, received: Tensor) -> bool:
-        return self.transport.is_given(received)
-
-    def join(self, pieces: Sequence[Tensor]) -> Tensor:
-        stitched = self.transport.join(pieces)
-        return torch.cat(list(pieces)) if stitched is None else stitched
-
-    # What the scheduler leaves to the runtime
-
-    def request_gradient(self, task: Task, request: GradientRequest) -> None:
-        if self.stopped or not self._may_compute(task.node, request):
-            self._park(task)
-        else:
-            if not self._is_still(task.node, request):
-                request.snapshot = request.snapshot.clone()
-            self.requests.append((task, request))
-
-    def _is_still(self, node: Node, request: GradientRequest) -> bool:
-        """Whether nothing changes the snapshot before the gradient is there."""
-        return self._is_alone(node) and node.shared is None and request.cancel_on is None
-
-    def _is_alone(self, node: Node) -> bool:
-        """Whether only one role lives on that node: while it is suspended nothing changes."""
-        return len(self.scheduler.tasks[node.rank]) == 1
-
-    def sleep(self, task: Task, seconds: float) -> None:
-        due = self.elapsed + nanoseconds(seconds)
-        heapq.heappush(self._timers, (due, id(task), task))
-        timer = threading.Timer(seconds, self.transport.call_soon, [self._wake_sleepers])
-        timer.daemon = True
-        timer.start()
-
-    def meet(self, task: Task, meet: Meet) -> None:
-        raise RunError("a real run carries collectives out as messages")
-
-    def next_round(self, task: Task) -> bool:
-        if self.leaving or self.stopped:
-            self.records.note(task.node.rank, task.id, Cause(Kind.PARKED))
-            self._park(task)
-            return False
-        if self._holds(task.node):
-            self.records.note(task.node.rank, task.id, Cause(Kind.PAUSED))
-            self.paused.append(task)
-            return False
-        return True
-
-    def _holds(self, node: Node) -> bool:
-        """Whether a pause holds that worker before its present round."""
-        first = self._pause_at
-        return first is not None and node.round >= (
-            first if isinstance(first, int) else first.get(node.rank, 0)
-        )
-
     def park(self, task: Task) -> None:
         """Leave the gradient that `next_request` gave unanswered: the budget is spent."""
         with self.lock:
             self.computing = None
             self._park(task)
-
-    def _park(self, task: Task) -> None:
-        self.parked.append(task)
-        if self.leaving:
-            self.finished = True
-        self.changed.notify_all()
-
-    def waited(self, task: Task) -> None:
-        self.records.waits(task.node.rank)
-
-    def continued(self, task: Task) -> None:
-        self.records.waits_no_more(task.node.rank)
-
-    def resumed(self, task: Task, cause: Cause) -> None:
-        self.records.note(task.node.rank, task.id, cause)
-
-    def noticed(self, node: Node, peer: int) -> None:
-        # The rounds that it took part in decide who a node's peers are, so they are kept too.
-        self.records.note(node.rank, 0, Cause(Kind.DEPARTURE, peer, node.rounds_of.get(peer, -1)))
-
-    def watched(self, node: Node, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
-        return coroutine if self._watch is None else self._watch(node, coroutine)
-
-    # Events from the transport's thread
-
-    def _on_frame(self, host: int, parts: list[memoryview]) -> None:
-        if host == COORDINATOR:
-            self._on_order(parts[0])
-            return
-        try:
-            envelope, *content = parts
-            source, to, sent = _ENVELOPE.unpack(envelope)
-            message = unpack(content)
-        except (struct.error, ValueError) as error:
-            self.fail(RunError(f"host {host} sent what is no message: {error}"))
-            return
-        # Only the message refers to its memory now, and only who takes it to the message.
-        del parts[:], envelope, content
-        with self.lock:
-            if to == _NO_NODE:
-                self.heard.setdefault(host, deque()).append(message)
-                self._on_word(host, message)
-                self.changed.notify_all()
-                return
-            if self._running:
-                self._receive(source, to, message, sent)
-                del message
-                self._drain()
-            else:
-                self._early.append((source, to, message, sent))
-
-    def _receive(self, source: int, to: int, message: Any, sent: int) -> None:
-        self.records.received[source, to] += 1
-        codec, node = codec_of(type(message)), self.scheduler.nodes.get(to)
-        outcome = LOST if node is None else DELIVERED
-        self.records.message(source, to, message, codec.size(message), sent, outcome)
-        if node is not None:
-            message = codec.to(message, node.parameters.device)
-        self.scheduler.deliver(to, source, message)
-
-    def _on_lost(self, host: int, graceful: bool) -> None:
-        if host == COORDINATOR:
-            self._on_orphaned()
-            return
-        kind = FAULT_KINDS.index("leave" if graceful else "crash")
-        ranks = [rank for rank, at in enumerate(self.placement) if at == host]
-        if graceful or not self._returns(ranks):
-            self.lose(ranks, kind)
-
-    def lose(self, ranks: Sequence[int], kind: int) -> None:
-        """Nodes have departed: tell every node here."""
-        with self.lock:
-            if self.finished:
-                return
-            for rank in ranks:
-                self.departed.add(rank)
-                self.records.fault(rank, kind)
-                self.retire(rank)
-            self.changed.notify_all()
-
-    def retire(self, rank: int) -> None:
-        """A node takes no further part: nobody here awaits it any more."""
-        with self.lock:
-            for own in list(self.scheduler.nodes):
-                self.scheduler.lose(own, rank)
-            if self._running:
-                self._drain()
-
-    def _wake_sleepers(self) -> None:
-        with self.lock:
-            while self._timers and self._timers[0][0] <= self.elapsed:
-                _, _, task = heapq.heappop(self._timers)
-                if not self.stopped:
-                    self.scheduler.resume(task, cause=WOKEN)
-            self._drain()
-
-    def _on_tick(self) -> None:
-        if self._tick is not None:
-            self._tick()
