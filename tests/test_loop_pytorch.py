@@ -20,6 +20,7 @@ from offbeat.methods import SGD
 from offbeat.parameters import PiecewiseVector
 from offbeat.runtime.errors import RunError
 from offbeat.runtime.loop import distribute
+from offbeat.runtime.loop import optimizer as loop_optimizer
 from offbeat.suspensions import Gradient
 
 SYNCHRONOUS = ("AllReduceSGD", "SyncSGD", "DPSGD", "StochasticGradientPush", "LocalSGD", "SlowMo")
@@ -319,7 +320,11 @@ class OneLate(SGD):
             node.apply(self.held.pop(0))
 
 
-def test_a_gradient_that_a_method_keeps_is_its_own():
+@pytest.mark.parametrize("large", [False, True])
+def test_a_gradient_that_a_method_keeps_is_its_own(monkeypatch, large):
+    if large:
+        monkeypatch.setattr(loop_optimizer, "COPIED", 0)
+    monkeypatch.setattr(OneLate, "held", [])
     model = nn.Linear(3, 1, bias=False)
     nn.init.zeros_(model.weight)
     model.weight.grad = torch.zeros(1, 3)
@@ -340,6 +345,7 @@ def test_nobody_reads_a_gradient_while_it_is_copied(monkeypatch):
         owned.append(optimizer.host.lock._is_owned())
         keep(pieces)
 
+    monkeypatch.setattr(loop_optimizer, "COPIED", 0)
     monkeypatch.setattr(OneLate, "held", [])
     monkeypatch.setattr(PiecewiseVector, "keep", watched)
     model = small()

@@ -20,7 +20,7 @@ from ...method import Method
 from ...node import Node
 from ...parameters import PiecewiseVector
 from ...suspensions import GradientRequest
-from ..compute import EvaluationBuffer
+from ..compute import COPIED, EvaluationBuffer
 from ..errors import RunError
 from ..gradient_log import GradientLog
 from ..memory import keep_freed_memory
@@ -182,15 +182,16 @@ class DistributedOptimizer(Optimizer):
     def _gradient(self) -> PiecewiseVector | Tensor:
         """What is handed over: of scaled gradients unscaled, and clipped if so asked, (d,).
 
-        If nothing is to be done to them, the pieces are the user's own `.grad`.
+        If nothing is to be done to them, the pieces of large ones are the user's own `.grad`.
         """
-        gradient = PiecewiseVector(
-            layout=self.buffer.layout,
-            tensors=self._trained.gradients(),
-            new=lambda: self.host.buffer(self.buffer.flat),
-        )
+        tensors, layout = self._trained.gradients(), self.buffer.layout
         scale: Tensor | None = getattr(self, "grad_scale", None)
         untouched = scale is None and self._clip_norm is None and self._log is None
+        if untouched and self.buffer.flat.nbytes <= COPIED:
+            return layout.flatten(tensors)
+        gradient = PiecewiseVector(
+            layout=layout, tensors=tensors, new=lambda: self.host.buffer(self.buffer.flat)
+        )
         if untouched and gradient.can_stand:
             return gradient
         vector = gradient.dense()
