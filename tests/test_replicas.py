@@ -250,6 +250,24 @@ def test_a_run_equals_the_simulated_one_and_replays(optimizer: str, workers: int
     assert (sizes < 100).mean() == 0.5
 
 
+def halving(parameters):
+    """An optimizer whose user halves the gradients where they lie, before each step."""
+    optimizer = torch.optim.SGD(list(parameters), lr=0.05)
+    optimizer.register_step_pre_hook(
+        lambda sgd, *_: [p.grad.mul_(0.5) for g in sgd.param_groups for p in g["params"]] and None
+    )
+    return optimizer
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_hook_may_write_to_the_mean(workers: int):
+    same = experiment(workers=workers, optimizer=halving, threads=1)
+    assert not may_share(World(same))
+    run = run_processes(same)
+    assert run.error is None
+    assert torch.equal(run.vector, Simulation(same).run().vector)
+
+
 @dataclass(frozen=True, kw_only=True)
 class JudgedByOne(AllReduceSGD):
     """Its model is one worker's copy; the mean of two may be of copies made a step apart."""

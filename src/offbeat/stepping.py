@@ -80,6 +80,13 @@ class ParameterOptimizer:
         if not self._copies:
             self._let_go()
 
+    @property
+    def only_reads(self) -> bool:
+        """Whether nothing writes to the gradient that a step is made along, hooks neither."""
+        inner = self.inner
+        hooks = inner._optimizer_step_pre_hooks or inner._optimizer_step_post_hooks
+        return self._only_reads and not hooks
+
     def arrange(self, *, joined: bool) -> None:
         """Step what lies side by side in one group as one tensor, or every tensor by itself.
 

@@ -23,18 +23,23 @@ BLOCK = 1 << 19
 """Numbers that are added and divided while they are in the cache."""
 
 
-async def shared_all_reduce(node: Node, x: Dense, group: Group, tag: Tag = (0, 0)) -> Tensor:
+async def shared_all_reduce(
+    node: Node, x: Dense, group: Group, tag: Tag = (0, 0), *, read_only: bool = False
+) -> Tensor:
     """The mean of `x` (any shape) over a group, by exchanges of everyone with everyone.
 
     Each member is sent its chunk of d/n by every other, adds the terms, and sends the mean to all:
     as many bytes as in the ring, without passing any on. Small vectors are exchanged whole
     instead, and everyone adds up everything. The terms are added in the order of the ring
-    (`ring_all_reduce`), whose bits this gives.
+    (`ring_all_reduce`), whose bits this gives. If it is `read_only` the caller does not write it.
     """
     if len(group) == 1:
         return joined(x).detach().clone()
-    reduce = _reduce_whole if is_whole(len(group), x.nbytes) else _reduce_by_chunks
-    return (await reduce(node, x, group, tag)).view(x.shape)
+    if is_whole(len(group), x.nbytes):
+        mean = await _reduce_whole(node, x, group, tag)
+    else:
+        mean = await _reduce_by_chunks(node, x, group, tag, read_only)
+    return mean.view(x.shape)
 
 
 async def _reduce_whole(node: Node, x: Dense, group: Group, tag: Tag) -> Tensor:
@@ -48,7 +53,9 @@ async def _reduce_whole(node: Node, x: Dense, group: Group, tag: Tag) -> Tensor:
     return mean
 
 
-async def _reduce_by_chunks(node: Node, x: Dense, group: Group, tag: Tag) -> Tensor:
+async def _reduce_by_chunks(
+    node: Node, x: Dense, group: Group, tag: Tag, read_only: bool
+) -> Tensor:
     """Of a vector in pieces only what the others read is joined."""
     n, here = len(group), group.index(node.rank)
     bounds = chunk_bounds(math.prod(x.shape), n)
@@ -70,7 +77,7 @@ async def _reduce_by_chunks(node: Node, x: Dense, group: Group, tag: Tag) -> Ten
         mean_of([part, *(other[span] for other in others)], out=mean[span])
         done = span.stop
     means = await exchange(node, Chunk(mean, *tag), group, tag)
-    return node.runtime.join([chunk.values for chunk in means])
+    return node.runtime.join([chunk.values for chunk in means], read_only)
 
 
 def parts_of(x: Dense, start: int, stop: int) -> list[Tensor]:

@@ -65,8 +65,11 @@ class Executor(ABC):
         """Whether a message's tensor may be written, and what is written sent back at no cost."""
         return False
 
-    def join(self, pieces: Sequence[Tensor]) -> Tensor:
-        """Flat tensors one after the other; without a copy where they lie well for that."""
+    def join(self, pieces: Sequence[Tensor], read_only: bool = False) -> Tensor:
+        """Flat tensors one after the other; without a copy where they lie well for that.
+
+        If it is `read_only` the caller does not write to what it gets.
+        """
         return torch.cat(list(pieces))
 
     @abstractmethod

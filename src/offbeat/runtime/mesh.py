@@ -83,7 +83,7 @@ class Mesh:
         peer = self.peers.get(host)
         return peer is not None and peer.reading
 
-    def join(self, pieces: Sequence[Tensor]) -> Tensor | None:
+    def join(self, pieces: Sequence[Tensor], *, read_only: bool) -> Tensor | None:
         """Contiguous flat tensors as one, without a copy; None if they do not all lie in slots."""
         places: list[Place] = []
         for piece in pieces:
@@ -94,7 +94,7 @@ class Mesh:
             if found is None:
                 return None
             places.append(found)
-        return self._stitcher.join(pieces, places)
+        return self._stitcher.join(pieces, places, read_only=read_only)
 
     def is_given(self, payload: Tensor) -> bool:
         """Whether its sender, who is not lost, has given a payload to this host."""

@@ -217,21 +217,29 @@ class Monitor(Executor):
             self.records.message(node.rank, to, message, size, self.elapsed, LOST)
 
     def all_reduce(
-        self, node: Node, values: Dense, group: Group, tag: tuple[int, int]
+        self,
+        node: Node,
+        values: Dense,
+        group: Group,
+        tag: tuple[int, int],
+        *,
+        read_only: bool = False,
     ) -> Awaitable[Tensor]:
         machines = {self.machines[self.placement[rank]] for rank in group}
         algorithm = algorithm_for(self._all_reduce, on_one_machine=len(machines) == 1)
         if not self._is_alone(node):
             values = joined(values).detach().clone()
         if algorithm is SHARED:  # Which takes it in pieces, too.
-            return shared_all_reduce(node, values, group, tag)
+            return shared_all_reduce(node, values, group, tag, read_only=read_only)
         return algorithm.run(node, joined(values), group, tag)
 
     async def apply_mean(
         self, node: Node, gradient: Gradient, group: Group, tag: tuple[int, int]
     ) -> None:
         if node.part is None:
-            await super().apply_mean(node, gradient, group, tag)
+            read_only = node.optimizer.only_reads
+            mean = await self.all_reduce(node, gradient.dense, group, tag, read_only=read_only)
+            node._step(mean, (gradient.version,))
         else:
             await sharded_step(node, gradient, group, tag)
 
@@ -252,8 +260,8 @@ class Monitor(Executor):
     def is_given(self, received: Tensor) -> bool:
         return self.transport.is_given(received)
 
-    def join(self, pieces: Sequence[Tensor]) -> Tensor:
-        stitched = self.transport.join(pieces)
+    def join(self, pieces: Sequence[Tensor], read_only: bool = False) -> Tensor:
+        stitched = self.transport.join(pieces, read_only=read_only)
         return torch.cat(list(pieces)) if stitched is None else stitched
 
     # What the scheduler leaves to the runtime

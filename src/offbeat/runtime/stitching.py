@@ -53,11 +53,14 @@ class Stitcher:
         self._read: deque[_Region] = deque()
         self._pagemap = Pagemap()
 
-    def join(self, pieces: Sequence[Tensor], places: Sequence[Place]) -> Tensor | None:
+    def join(
+        self, pieces: Sequence[Tensor], places: Sequence[Place], *, read_only: bool = False
+    ) -> Tensor | None:
         """The flat pieces of one dtype one after the other; None if they cannot be mapped so.
 
         The k-th has to begin in its slot's page where it will lie in a page of the whole
-        (`padding`). What is read is copied at the edges only, of less than a page each.
+        (`padding`). What is read is copied at the edges only, of less than a page each. Unless the
+        caller says that it is `read_only`, it is looked whether it was written.
         """
         starts = [0]
         for piece in pieces:
@@ -76,6 +79,7 @@ class Stitcher:
                 region = _Region(key, places, starts)
             except OSError:
                 return None
+        region.read_only = read_only
         lent = region.lend(pieces, self._read)
         return torch.frombuffer(lent, dtype=pieces[0].dtype)
 
@@ -112,6 +116,8 @@ class _Region:
         self.starts = starts
         self.mapped: list[tuple[int, int]] = []
         """First and last byte of whole pages of one piece."""
+        self.read_only = False
+        """Nobody writes to what is lent."""
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self.memory = mmap.mmap(-1, -(-starts[-1] // PAGE) * PAGE, flags=flags)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
@@ -153,7 +159,7 @@ class _Region:
         Raises:
             OSError: the system does not let go of them.
         """
-        for first, last in self.mapped:
+        for first, last in () if self.read_only else self.mapped:
             if pagemap.has_private(self.address + first, last - first):
                 self.memory.madvise(mmap.MADV_DONTNEED, first, last - first)
 

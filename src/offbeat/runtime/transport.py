@@ -226,17 +226,18 @@ class Transport:
         """
         return self.pool.changed_after_send()
 
-    def join(self, pieces: Sequence[Tensor]) -> Tensor | None:
+    def join(self, pieces: Sequence[Tensor], *, read_only: bool = False) -> Tensor | None:
         """Flat tensors of one dtype, one after the other, without a copy.
 
         Each is whole: a payload that was received in a slot, or lies in one of `pool`. It must
         begin, in its slot, as far into a page as it will in the whole (`stitching.padding`). The
-        tensor returned is the caller's own to write; the pieces are kept while it lives.
+        tensor returned is the caller's own to write, unless it is `read_only`, which saves a look
+        at its pages afterwards; the pieces are kept while it lives.
 
         Returns:
             None where that cannot be.
         """
-        return self._mesh.join(pieces)
+        return self._mesh.join(pieces, read_only=read_only)
 
     def is_given(self, tensor: Tensor) -> bool:
         """Whether it is a received payload that this host may write to, and send back.
