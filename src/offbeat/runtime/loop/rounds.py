@@ -26,8 +26,6 @@ Sent = Mapping[tuple[int, int], int]
 class Moment:
     """A worker at one point of a round."""
 
-    random: Any
-    """Of `random.Random.getstate`."""
     sent: dict[int, int]
     """Messages so far, to each node."""
     done: tuple[int, int, int]
@@ -39,7 +37,6 @@ class Moment:
         mailbox = scheduler.mailboxes[node.rank]
         read = sum(mailbox.counts.values()) - len(mailbox.unread())
         return cls(
-            random=node.rng.getstate(),
             sent={to: count for (source, to), count in sent.items() if source == node.rank},
             done=(read, node._mixes, scheduler._next_id[node.rank]),
         )
@@ -50,7 +47,13 @@ class Round:
     """A worker's present round, as far as its request for a gradient."""
 
     began: Moment
+    random: Any
+    """Of `random.Random.getstate`, as it began."""
     asked: Moment | None = None
+
+    @classmethod
+    def beginning(cls, scheduler: Scheduler, task: Task, sent: Sent) -> Round:
+        return cls(began=Moment.of(scheduler, task, sent), random=task.node.rng.getstate())
 
     def sent_before_asking(self) -> dict[int, range]:
         """The numbers of the messages to each node that it sent before it asked for a gradient.
@@ -95,16 +98,16 @@ def rewound(
         if own is None:
             yield
         else:
-            with _at(own.began, next(t for t in scheduler.tasks[rank] if t.id == 0)):
+            with _beginning(own, next(t for t in scheduler.tasks[rank] if t.id == 0)):
                 yield
     finally:
         scheduler.mailboxes[rank] = mailbox
 
 
 @contextlib.contextmanager
-def _at(moment: Moment, worker: Task) -> Generator[None]:
+def _beginning(own: Round, worker: Task) -> Generator[None]:
     random, fresh = worker.node.rng.getstate(), worker.fresh
-    worker.node.rng.setstate(moment.random)
+    worker.node.rng.setstate(own.random)
     worker.fresh = True
     try:
         yield
