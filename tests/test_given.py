@@ -1,6 +1,5 @@
 """Payloads that are given, not lent: their receiver writes to them, and sends them back."""
 
-import functools
 import gc
 from dataclasses import dataclass
 from typing import ClassVar
@@ -66,22 +65,34 @@ def test_a_given_slot_waits_for_both(hosts) -> None:
     assert address in [tensor.data_ptr() for tensor in found]
 
 
-def test_the_copy_of_an_ordinary_tensor_is_given(hosts) -> None:
+@pytest.mark.parametrize("in_slot", [False, True])
+def test_what_was_not_given_is_sent_back_by_value(hosts, in_slot: bool) -> None:
     a, b = hosts(2)
-    sent = torch.ones(LARGE)
-    for k in range(3):
-        a.transport.send(1, sent)
-        (received,) = b.take(1)
-        assert b.transport.is_given(received)
-        b.transport.send(0, received.fill_(k))
-        del received
-        (back,) = a.take(1)
-        assert back.eq(k).all()
-        assert sent.eq(1).all()
-        del back
-        settle(b.transport, a.transport)
-    assert len(a.pool._by_address) <= 2
-    assert b.pool.total_bytes == 0
+    sent = a.pool.tensor(LARGE, torch.float32) if in_slot else torch.empty(LARGE)
+    a.transport.send(1, sent.fill_(1))
+    (received,) = b.take(1)
+    assert not b.transport.is_given(received)
+    b.transport.send(0, received)
+    received.add_(10)
+    (back,) = a.take(1)
+    assert back.eq(1).all()
+    back.zero_()
+    assert received.eq(11).all()
+    assert sent.eq(1).all()
+
+
+def test_what_came_back_is_not_given_again(hosts) -> None:
+    a, b, c = hosts(3)
+    a.transport.send(1, a.pool.tensor(LARGE, torch.float32, given=True).fill_(1))
+    (received,) = b.take(1)
+    b.transport.send(0, received)
+    (back,) = a.take(1)
+    for to in (1, 2):
+        a.transport.send(to, back)
+    ((at_b,), (at_c,)) = b.take(1), c.take(1)
+    at_b.fill_(5)
+    assert back.eq(1).all()
+    assert at_c.eq(1).all()
 
 
 def test_memory_that_was_given_is_lent_again(hosts) -> None:
@@ -158,13 +169,13 @@ def test_either_may_be_lost(hosts, leaver: int) -> None:
 def test_what_was_received_from_elsewhere_is_passed_on_to_be_read_only() -> None:
     """It may be passed on to several, in memory that was given before."""
     pool = Pool()
-    loan = pool.lend(torch.ones(LARGE), host=3)
+    loan = pool.lend(pool.tensor(LARGE, torch.float32, given=True), host=3)
     address = loan.slot.address
     pool.give_back(loan.token, 3)
     gc.collect()
     received = torch.frombuffer(pool.buffer(4 * LARGE), dtype=torch.float32)
     assert received.data_ptr() == address
-    assert not pool.lend(received, host=4).slot.given
+    assert not pool.lend(received, host=4).given
 
 
 def test_only_what_was_given_is_taken_back() -> None:
@@ -226,9 +237,9 @@ def test_a_payload_says_of_each_part_where_it_is_and_what_is_released(parts, tok
         where, slot, token, offset, length = part
         if where is Where.RETURNED:
             return Return(slot=slot, token=token, offset=offset, length=length)
-        own = functools.partial(Loan, token=token, host=0, offset=offset, length=length)
-        made = type("Slot", (), {"number": slot, "given": where is Where.GIVEN})()
-        return own(slot=made)
+        made = type("Slot", (), {"number": slot})()
+        given = where is Where.GIVEN
+        return Loan(slot=made, token=token, host=0, offset=offset, length=length, given=given)
 
     composed = compose([written(part) for part in parts], tokens)
     taken: list[int] = []

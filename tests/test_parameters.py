@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from offbeat import stepping
+from offbeat.encoding import decode, encode
 from offbeat.methods import SGD
 from offbeat.optim import LAMB
 from offbeat.parameters import Layout, PiecewiseVector
@@ -155,26 +157,42 @@ def test_neighbours_in_a_group_are_stepped_as_one_tensor():
         assert torch.equal(x, y)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda named: torch.optim.SGD([p for _, p in named], lr=0.1, momentum=0.9),
-        in_two_groups,
-    ],
-)
-@pytest.mark.parametrize("joined", [True, False])
-def test_what_it_remembers_goes_on_however_tensors_are_stepped(make, joined):
-    """A user's optimizer that has stepped before has something to say of each tensor."""
-    gradients = torch.randn(4, SIDE_BY_SIDE.size, generator=torch.Generator().manual_seed(0))
-    x = torch.ones(SIDE_BY_SIDE.size)
-    first, whole = (ParameterOptimizer(v, SIDE_BY_SIDE, make) for v in (x, x.clone()))
-    first.arrange(joined=joined)
+def alternating(named):
+    """Weights and biases apart, of which none touch."""
+    tensors = [parameter for _, parameter in named]
+    return torch.optim.AdamW([{"params": tensors[::2]}, {"params": tensors[1::2], "lr": 0.5}])
+
+
+def every(kind, **settings):
+    return lambda named: kind([parameter for _, parameter in named], lr=0.1, **settings)
+
+
+LAYOUTS = [SIDE_BY_SIDE, Layout(("w",), ((5, 6),)), Layout(("s",), ((),)), Layout.of(network())]
+MAKES = [every(torch.optim.SGD, momentum=0.9), every(torch.optim.Adagrad), every(torch.optim.NAdam)]
+
+
+@pytest.mark.parametrize("make", [*MAKES, alternating], ids=["SGD", "Adagrad", "NAdam", "groups"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: str(layout.shapes))
+@pytest.mark.parametrize(("before", "after"), [(True, True), (True, False), (False, True)])
+def test_what_is_remembered_is_of_each_tensor_however_they_are_stepped(
+    make, layout, before, after, monkeypatch
+):
+    def optimizer(x, joined):
+        monkeypatch.setattr(stepping, "COPIED", 1 << 20 if joined else -1)
+        return ParameterOptimizer(x, layout, make)
+
+    gradients = torch.randn(4, layout.size, generator=torch.Generator().manual_seed(0))
+    x = torch.ones(layout.size)
+    whole = optimizer(x.clone(), joined=False)
+    first = optimizer(x, before)
     for gradient in gradients[:2]:
         first.step(gradient)
-    second = ParameterOptimizer(x, SIDE_BY_SIDE, make)
-    assert second.joined
-    OptimizerState.of(first).restore(second)
-    assert second.joined == joined
+    state = decode(encode(OptimizerState.of(first)), (OptimizerState,))
+    sizes = [{v.numel() for v in held.values() if v.dim()} for held in state.buffers if held]
+    assert all(len(each) <= 1 for each in sizes)
+    assert sum(sum(each) for each in sizes) in (layout.size, layout.size - 1)  # A scalar's.
+    second = optimizer(x, after)
+    state.restore(second)
     for gradient in gradients[2:]:
         second.step(gradient)
     for gradient in gradients:
@@ -182,11 +200,60 @@ def test_what_it_remembers_goes_on_however_tensors_are_stepped(make, joined):
     assert torch.equal(x, whole._vector)
 
 
+def test_a_user_s_optimizer_that_has_stepped_is_joined_where_its_tensors_agree():
+    """One whose tensors have made different numbers of steps goes on tensor by tensor."""
+
+    def used(late):
+        def make(named):
+            tensors = [parameter for _, parameter in named]
+            adam = torch.optim.Adam(tensors, lr=0.1)
+            for step in range(3):
+                for number, tensor in enumerate(tensors):
+                    held = None if number < late and step < 2 else torch.full_like(tensor, 0.5)
+                    tensor.grad = held
+                adam.step()
+            return adam
+
+        return make
+
+    layout = Layout.of(network())
+    for late, joined in ((0, True), (1, False)):
+        x, y = torch.ones(26), torch.ones(26)
+        ours = ParameterOptimizer(x, layout, used(late))
+        assert ours.joined == joined
+        views = [nn.Parameter(view) for view in layout.views(y)]
+        plain = used(late)(list(zip(layout.names, views, strict=True)))
+        for seed in range(2):
+            gradient = torch.randn(26, generator=torch.Generator().manual_seed(seed))
+            for view, part in zip(views, layout.views(gradient), strict=True):
+                view.grad = part
+            plain.step()
+            ours.step(gradient)
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("chosen", [slice(-2, None), slice(0, 2), slice(1, 3)])
+def test_an_optimizer_of_some_tensors_leaves_the_others_alone(chosen):
+    x, layout = torch.zeros(26), Layout.of(network())
+    optimizer = ParameterOptimizer(
+        x, layout, lambda named: torch.optim.SGD([p for _, p in named][chosen], lr=1.0)
+    )
+    gradient = torch.arange(1.0, 27.0)
+    pieces = PiecewiseVector(
+        layout=layout, tensors=layout.views(gradient), new=lambda: torch.empty(26)
+    )
+    optimizer.step(gradient)
+    optimizer.step(pieces)
+    spans = layout.spans[chosen]
+    expected = torch.zeros(26)
+    expected[spans[0].start : spans[-1].stop] = -2 * gradient[spans[0].start : spans[-1].stop]
+    assert torch.equal(x, expected)
+
+
 def test_what_cannot_be_joined_to_the_bit_is_not():
     for dtype, make in (
         (torch.bfloat16, sgd(lr=1.0)),
         (torch.float32, lambda named: Scribbling([p for _, p in named], lr=1.0)),
-        (torch.float32, lambda named: torch.optim.Adagrad([p for _, p in named])),
         (torch.float32, lambda named: LAMB([p for _, p in named], lr=1.0)),
     ):
         optimizer = ParameterOptimizer(torch.ones(26, dtype=dtype), Layout.of(network()), make)

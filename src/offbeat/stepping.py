@@ -12,6 +12,7 @@ from torch.optim import SGD, Optimizer
 
 from .optim.layerwise import Layerwise
 from .parameters import Dense, Layout
+from .stepped import Stepped, is_like, join_neighbours, join_states, own_count
 
 OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 """Builds the inner optimizer on named parameters: a `torch.optim` class with its settings bound."""
@@ -49,9 +50,11 @@ class ParameterOptimizer:
         self._only_reads = _only_reads(self.inner)
         self.part: slice | None = None
         """What of the vector it steps; all of it if None."""
-        self.may_join = parameters.nbytes <= COPIED and _may_join(self.inner)
+        self._may_join = parameters.nbytes <= COPIED and _may_join(self.inner)
         """Whether neighbouring tensors are worth stepping as one."""
-        self.arrange(joined=self.may_join and not self.inner.state)
+        self._arrange(joined=False)
+        if self._may_join:
+            self.remember(self.remembered())
         self._step = _unobserved_step(self.inner)
         refusal = UNUSABLE.get(type(self.inner).__name__)
         if refusal is not None:
@@ -87,31 +90,75 @@ class ParameterOptimizer:
         hooks = inner._optimizer_step_pre_hooks or inner._optimizer_step_post_hooks
         return self._only_reads and not hooks
 
-    def arrange(self, *, joined: bool) -> None:
-        """Step what lies side by side in one group as one tensor, or every tensor by itself.
+    def remembered(self) -> tuple[dict[str, Any] | None, ...]:
+        """What the optimizer has of each tensor, in the order of its groups; None of those without.
 
-        The arithmetic is the same; of a small model the calls cost more. What it remembers of
-        tensors that it steps otherwise from now on, it has to be given anew.
+        Of a tensor that is cut by `part`, of that part. What is large is not copied.
         """
-        self._parameters, self._spans = self._tensors, list(self._layout.spans)
-        """What it steps, and where in a gradient each one's lies."""
-        spans = {id(p): span for p, span in zip(self._parameters, self._spans, strict=True)}
+        homes = {tensor: stepped for stepped in self._stepped for tensor in stepped.spans}
+        return tuple(
+            self._remembered_of(tensor, homes.get(tensor))
+            for tensors in self._groups
+            for tensor in tensors
+        )
+
+    def remember(self, states: Sequence[dict[str, Any] | None]) -> None:
+        """Forget what it has, and go on from what was `remembered` of whole tensors.
+
+        Neighbouring tensors are stepped as one where they have the like of each other to say.
+        """
+        known = dict(zip((t for tensors in self._groups for t in tensors), states, strict=True))
+        self._arrange(joined=self._may_join)
+        held: list[dict[str, Any] | None] = []
+        if self.joined:
+            held = [join_states([known[t] for t in s.tensors], s.tensors) for s in self._stepped]
+            if None in held:
+                self._arrange(joined=False)
+        if not self.joined:
+            held = [known.get(stepped.parameter) for stepped in self._stepped]
+        self.inner.state.clear()
+        for stepped, state in zip(self._stepped, held, strict=True):
+            if state:
+                self.inner.state[stepped.parameter] = state
+
+    def _remembered_of(
+        self, tensor: nn.Parameter, stepped: Stepped | None
+    ) -> dict[str, Any] | None:
+        state = None if stepped is None else self.inner.state.get(stepped.parameter)
+        if stepped is None or state is None or stepped.parameter is tensor:
+            return None if state is None else dict(state)
+        span = stepped.spans[tensor]
+        within = slice(span.start - stepped.span.start, span.stop - stepped.span.start)
+        shape = tensor.shape if span.stop - span.start == tensor.numel() else (-1,)
+        return {
+            name: value.reshape(-1)[within].view(shape)
+            if is_like(value, stepped.parameter)
+            else own_count(value)
+            for name, value in state.items()
+        }
+
+    @property
+    def remembers_more(self) -> bool:
+        """Whether the optimizer keeps state of anything but what it steps."""
+        return not {s.parameter for s in self._stepped}.issuperset(self.inner.state)
+
+    def _arrange(self, *, joined: bool) -> None:
+        """Step what lies side by side in one group as one tensor, or every tensor by itself."""
+        pairs = zip(self._tensors, self._layout.spans, strict=True)
+        apart = {tensor: Stepped(tensor, span, {tensor: span}) for tensor, span in pairs}
+        # In the order of a gradient's pieces, and also what no group has.
+        self._stepped = list(apart.values())
         if joined:
-            self._parameters, self._spans = [], []
+            self._stepped = []
         for group, tensors in zip(self.inner.param_groups, self._groups, strict=True):
-            group["params"] = tensors
+            own = [apart[tensor] for tensor in tensors]
             if joined:
-                runs = _joined([spans[id(tensor)] for tensor in tensors])
-                group["params"] = [nn.Parameter(self._vector[run]) for run in runs]
-                self._parameters += group["params"]
-                self._spans += runs
+                own = join_neighbours(own, self._vector)
+                self._stepped += own
+            group["params"] = [stepped.parameter for stepped in own]
         self.joined = joined
         small = self._vector.nbytes <= COPIED
         self._copies = not self._only_reads or (small and not joined)
-        self.in_order: list[nn.Parameter | None] = [
-            parameter for group in self.inner.param_groups for parameter in group["params"]
-        ]
-        """What it steps of each tensor, in the order of its groups; None of those not in `part`."""
         self._make_gradient(len(self._vector))
 
     def keep(self, part: slice) -> None:
@@ -120,31 +167,28 @@ class ParameterOptimizer:
         The step has to be elementwise (`ELEMENTWISE`).
         """
         kept: dict[nn.Parameter, nn.Parameter] = {}
-        spans: list[slice] = []
-        for parameter, span in zip(self._parameters, self._spans, strict=True):
-            start, stop = max(span.start, part.start), min(span.stop, part.stop)
-            if start >= stop:
-                self.inner.state.pop(parameter, None)
+        for stepped in self._stepped:
+            parameter, span = stepped.parameter, stepped.span
+            state = self.inner.state.pop(parameter, None)
+            stepped.cut(part, self._vector)
+            if not stepped.spans:
                 continue
-            spans.append(slice(start - part.start, stop - part.start))
-            kept[parameter] = parameter
-            if (start, stop) != (span.start, span.stop):
-                kept[parameter] = nn.Parameter(self._vector[start:stop])
-                within = slice(start - span.start, stop - span.start)
-                if (state := self.inner.state.pop(parameter, None)) is not None:
-                    self.inner.state[kept[parameter]] = {
-                        name: value.reshape(-1)[within].clone()
-                        if _is_like(value, parameter)
-                        else value
-                        for name, value in state.items()
-                    }
-        self.in_order = [kept.get(p) for g in self.inner.param_groups for p in g["params"]]
+            kept[parameter] = stepped.parameter
+            if state is not None:
+                start = stepped.span.start - span.start
+                within = slice(start, start + stepped.parameter.numel())
+                self.inner.state[stepped.parameter] = {
+                    name: value.reshape(-1)[within].clone()
+                    if is_like(value, parameter) and stepped.parameter is not parameter
+                    else value
+                    for name, value in state.items()
+                }
         for group in self.inner.param_groups:
             group["params"] = [kept[p] for p in group["params"] if p in kept]
         self._let_go()
-        self._parameters, self._spans = list(kept.values()), spans
-        self._make_gradient(part.stop - part.start)
+        self._stepped = [stepped for stepped in self._stepped if stepped.spans]
         self.part = part
+        self._make_gradient(part.stop - part.start)
 
     def _make_gradient(self, size: int) -> None:
         """The memory that gradients are copied to, where they are."""
@@ -154,19 +198,22 @@ class ParameterOptimizer:
 
     def _cut(self, gradient: Tensor) -> list[Tensor]:
         """What of a vector (d,), or of a part's, is each tensor's."""
-        if self.joined and len(self._parameters) == 1:
+        if self.joined and self._stepped and len(self._stepped[0].parameter) == len(gradient):
             return [gradient]
-        pairs = zip(self._spans, self._parameters, strict=True)
-        return [gradient[span].view(parameter.shape) for span, parameter in pairs]
+        begin = 0 if self.part is None else self.part.start
+        return [
+            gradient[s.span.start - begin : s.span.stop - begin].view(s.parameter.shape)
+            for s in self._stepped
+        ]
 
     def _point_at(self, gradients: Sequence[Tensor]) -> None:
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            parameter.grad = gradient
+        for stepped, gradient in zip(self._stepped, gradients, strict=True):
+            stepped.parameter.grad = gradient
 
     def _let_go(self) -> None:
         """A gradient's memory may be another node's, who waits to use it again."""
-        for parameter in self._parameters:
-            parameter.grad = None
+        for stepped in self._stepped:
+            stepped.parameter.grad = None
 
     def scale(self, scale: float) -> None:
         if scale != self._scale:
@@ -206,17 +253,6 @@ class OuterOptimizer:
         return self.parameters
 
 
-def _joined(spans: Iterable[slice]) -> list[slice]:
-    """The same with those that touch as one."""
-    joined: list[slice] = []
-    for span in spans:
-        if joined and joined[-1].stop == span.start:
-            joined[-1] = slice(joined[-1].start, span.stop)
-        else:
-            joined.append(span)
-    return joined
-
-
 def _may_join(optimizer: Optimizer) -> bool:
     """Whether neighbouring tensors, stepped as one, get the bits that they would get apart.
 
@@ -242,11 +278,6 @@ def steps_alike_in_parts(optimizer: Optimizer, threads: int) -> bool:
         return False
     fused = any(group.get("fused") for group in optimizer.param_groups)
     return threads == 1 or (_are_wide(optimizer) and not fused)
-
-
-def _is_like(value: object, parameter: Tensor) -> bool:
-    """Whether a value of an optimizer's state has a number for each of the parameter's."""
-    return isinstance(value, Tensor) and value.shape == parameter.shape
 
 
 def _only_reads(optimizer: Optimizer) -> bool:

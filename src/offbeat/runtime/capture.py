@@ -31,7 +31,7 @@ class OptimizerState:
     groups: tuple[dict[str, Any], ...]
     """Hyper-parameters of each parameter group."""
     buffers: tuple[Any, ...]
-    """Of each tensor that it steps, in the order of the groups; None where it has none."""
+    """Of each parameter, in the order of the groups; None where it has none."""
     own: Any
     """Of an optimizer with a `state_dict` of its own, that; None otherwise."""
     base_rates: tuple[Any, ...]
@@ -40,15 +40,14 @@ class OptimizerState:
     @classmethod
     def of(cls, optimizer: ParameterOptimizer) -> OptimizerState:
         inner = optimizer.inner
-        held = [None if p is None else inner.state.get(p) for p in optimizer.in_order]
-        if len(inner.state) > sum(state is not None for state in held):
+        if optimizer.remembers_more:
             raise CaptureError(
                 f"{type(inner).__name__} keeps state of no parameter; it cannot be captured"
             )
         groups = [{k: v for k, v in g.items() if k != "params"} for g in inner.param_groups]
         return cls(
             groups=tuple(groups),
-            buffers=tuple(None if state is None else dict(state) for state in held),
+            buffers=optimizer.remembered(),
             own=inner.state_dict() if type(inner).state_dict is not Optimizer.state_dict else None,
             base_rates=tuple(optimizer._base_rates),
             scale=optimizer._scale,
@@ -58,26 +57,20 @@ class OptimizerState:
         """Go on as the one did that this was taken of.
 
         Raises:
-            CaptureError: other groups, or another number of tensors.
+            CaptureError: other groups, or another number of parameters.
         """
         inner = optimizer.inner
-        alike = len(self.groups) == len(inner.param_groups)
-        if alike and optimizer.may_join and len(self.buffers) != len(optimizer.in_order):
-            optimizer.arrange(joined=not optimizer.joined)
-        parameters = list(_parameters(inner))
+        parameters = optimizer.remembered()
         if (len(inner.param_groups), len(parameters)) != (len(self.groups), len(self.buffers)):
             raise CaptureError(
                 f"the optimizer's state is of {len(self.groups)} groups and {len(self.buffers)} "
-                f"tensors, and it has {len(inner.param_groups)} and {len(parameters)}"
+                f"parameters, and it has {len(inner.param_groups)} and {len(parameters)}"
             )
         if self.own is not None:
             inner.load_state_dict(self.own)
         else:
             # Not load_state_dict, which casts whatever it finds to the parameter's type.
-            inner.state.clear()
-            for parameter, held in zip(parameters, self.buffers, strict=True):
-                if held is not None:
-                    inner.state[parameter] = held
+            optimizer.remember(self.buffers)
         for group, saved in zip(inner.param_groups, self.groups, strict=True):
             group.update(saved)
         optimizer._base_rates = list(self.base_rates)
@@ -255,10 +248,6 @@ def _result(value: Any) -> Any:
     """What is written in place of a task."""
     ended = isinstance(value, Task) and value.outcome is not None and value.outcome[1] is None
     return Finished(value.outcome[0]) if ended and value.outcome is not None else value
-
-
-def _parameters(optimizer: Optimizer) -> Iterable[Tensor]:
-    return (parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
 def _require_layout(node: Node, parameters: Mapping[str, Tensor]) -> None:

@@ -201,8 +201,8 @@ class Mesh:
     def _on_release(self, peer: Peer) -> None:
         # Called by finalizers, in any thread, whatever lock it holds.
         self._releasing.append(peer)
-        # Who serves comes to `_give_back` by itself.
-        if not self.reactor.is_current:
+        # Who is in the midst of serving comes to `_give_back` by itself.
+        if not (self.reactor.is_current and self.reactor.is_busy):
             self.reactor.waker.wake()
 
     def _give_back(self) -> None:

@@ -50,7 +50,7 @@ def compose(
     end = table.size
     for part in parts:
         if isinstance(part, Loan):
-            where = Where.GIVEN if part.slot.given else Where.LENT
+            where = Where.GIVEN if part.given else Where.LENT
             entries += (where, part.slot.number, part.token, part.offset, part.length)
             continue
         if isinstance(part, Return):

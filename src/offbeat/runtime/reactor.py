@@ -62,6 +62,8 @@ class Reactor:
         """Another thread serves or is about to; its own thread is in the middle of it."""
         self._left = -GRACE_SECONDS
         """When another thread has served last."""
+        self.is_busy = False
+        """Before `after_events`, which is still to be called."""
         self._called = threading.Event()
         """Its own thread is to serve, or to end, at once."""
         self._thread = threading.Thread(target=self._run, name=name)
@@ -188,6 +190,7 @@ class Reactor:
         if self.stopping:
             return
         try:
+            self.is_busy = True
             for fd, _ in self._epoll.poll(max(0.0, self._due - time.monotonic())):
                 # One handler may have ended what another of the same batch was ready for.
                 if (handler := self._handlers.get(fd)) is not None:
@@ -197,6 +200,7 @@ class Reactor:
             for _ in range(len(self._soon)):
                 self.call(self._soon.popleft())
             self.call(self._after_events)
+            self.is_busy = False
             now = time.monotonic()
             if now >= self._due:
                 self._due = now + self._tick

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..collectives import algorithm_for, is_whole
 from ..collectives.shared import SHARED
 from ..encoding import encode
-from ..stepping import steps_alike_in_parts
+from ..stepping import COPIED, steps_alike_in_parts
 from .capture import NodeState, OptimizerState, read_state
 from .world import World
 
@@ -35,7 +35,7 @@ def may_share(world: World) -> bool:
         and initial.is_cpu
         and algorithm_for(experiment.cluster.all_reduce, on_one_machine=True) is SHARED
         and not is_whole(workers, initial.nbytes)
-        and all(part.start < part.stop for part in world.layout.even_spans(workers))
+        and initial.nbytes > COPIED
         and steps_alike_in_parts(_optimizer(world), experiment.threads)
     )
 

@@ -84,6 +84,8 @@ class Loan:
     host: int
     offset: int
     length: int
+    given: bool
+    """It may write to them, and send them back."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -167,8 +169,6 @@ class Pool:
     def lend(self, tensor: Tensor, host: int) -> Loan:
         """Let a host read a contiguous tensor: in place if it lies in a slot, else a copy of it.
 
-        The copy is given to it.
-
         Raises:
             OSError: the system has no memory or no descriptor left for a slot.
         """
@@ -177,13 +177,19 @@ class Pool:
         address = tensor.data_ptr()
         if slot is None:
             memory, slot = self._take(tensor.nbytes)
-            slot.given = True
             address = slot.address
             torch.frombuffer(memory, dtype=tensor.dtype).copy_(tensor.detach().view(-1))
         with self._lock:
             token = self._next_token()
             offset = address - slot.address
-            loan = Loan(token=token, slot=slot, host=host, offset=offset, length=tensor.nbytes)
+            loan = Loan(
+                token=token,
+                slot=slot,
+                host=host,
+                offset=offset,
+                length=tensor.nbytes,
+                given=slot.given,
+            )
             self._loans[token] = loan
             slot.loans += 1
             if memory is None:
@@ -219,8 +225,9 @@ class Pool:
         """
         with self._lock:
             loan = self._loans.get(token)
-            if loan is None or loan.host != host or not loan.slot.given or length < 1:
+            if loan is None or loan.host != host or not loan.given or length < 1:
                 return None
+            loan.slot.given = False  # It is somebody's to keep now.
             slot, end = loan.slot, loan.offset + loan.length
             if offset < loan.offset or offset + length > end:
                 return None

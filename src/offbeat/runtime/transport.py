@@ -199,7 +199,8 @@ class Transport:
 
         A part is bytes or a contiguous tensor on the CPU. Bytes belong to the transport afterwards:
         do not write to them. A tensor in a slot of `pool` is read where it lies: do not write to
-        it either, `changed_after_send` finds out. Any other tensor is copied.
+        it either, `changed_after_send` finds out; nor to one that `is_given` back. Any other tensor
+        is copied.
 
         Returns:
             False if the frame was dropped because that host is lost or this one is closing. True
@@ -242,7 +243,8 @@ class Transport:
     def is_given(self, tensor: Tensor) -> bool:
         """Whether it is a received payload that this host may write to, and send back.
 
-        It was made by `pool.tensor(given=True)`. It is sent back without a copy as a whole.
+        It was made by `pool.tensor(given=True)`. As a whole it is sent back without a copy, and
+        then both hosts have the same memory, which neither may write any more.
         """
         return self._mesh.is_given(tensor)
 
