@@ -20,6 +20,7 @@ from torch import Tensor
 from offbeat.runtime.framing import FrameError, Kind
 from offbeat.runtime.mappings import SLOT_LIMIT, Mappings
 from offbeat.runtime.peer import Peer
+from offbeat.runtime.reactor import Reactor
 from offbeat.runtime.slots import SEALS, SMALLEST, Pool, slot_size
 from offbeat.runtime.stitching import PAGE
 from offbeat.runtime.transport import Transport
@@ -263,6 +264,32 @@ def test_a_frame_takes_along_what_is_read_no_more(hosts, monkeypatch) -> None:
         time.sleep(0.01)
     assert not b.pool._loans
     assert pushed == [Kind.RELEASE]
+
+
+def test_what_is_dropped_by_who_serves_is_given_back_at_once(hosts) -> None:
+    """Also after the last event that it has served, though no tick comes for an hour."""
+    a, b = hosts(2)
+    for host in (a, b):
+        host.transport.call_soon(lambda r=host.transport._mesh.reactor: hourly(r))
+    settle(a.transport, b.transport)
+    a.transport.send(1, torch.ones(LARGE))
+
+    def dropped() -> bool:
+        if not b.received:
+            return False
+        b.received.clear()
+        return True
+
+    assert b.transport.serve(dropped)
+    deadline = time.monotonic() + PATIENCE
+    while a.pool._loans and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not a.pool._loans
+
+
+def hourly(reactor: Reactor) -> None:
+    reactor._tick = 3600.0
+    reactor._due = time.monotonic() + 3600.0
 
 
 def test_what_was_lent_to_a_lost_host_stays_as_it_was(hosts) -> None:
