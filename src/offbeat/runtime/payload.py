@@ -29,6 +29,7 @@ class Where(IntEnum):
 
 
 _PADDINGS = [bytes(length) for length in range(ALIGNMENT)]
+_IN_FRAME = Where.IN_FRAME.value
 _IN_SLOTS = {where.value: where for where in Where if where is not Where.IN_FRAME}
 _COUNTS = struct.Struct("!II")
 _ENTRY = struct.Struct("!BIQQQ")
@@ -57,7 +58,7 @@ def compose(
             entries += (Where.RETURNED, part.slot, part.token, part.offset, part.length)
             continue
         length = len(part)
-        entries += (Where.IN_FRAME, 0, 0, 0, length)
+        entries += (_IN_FRAME, 0, 0, 0, length)
         if length:
             padding = -end % ALIGNMENT
             written += (_PADDINGS[padding], part)
@@ -92,13 +93,14 @@ def split(
         raise FrameError(
             f"payload of {payload.nbytes} bytes with a table of {count} parts and {released} loans"
         )
-    for (token,) in _TOKEN.iter_unpack(payload[tokens:end]):
-        take_back(token)
+    if released:
+        for (token,) in _TOKEN.iter_unpack(payload[tokens:end]):
+            take_back(token)
     parts: list[memoryview] = []
     for where, slot, token, offset, length in _ENTRY.iter_unpack(payload[_COUNTS.size : tokens]):
         if where in _IN_SLOTS:
             parts.append(borrow(_IN_SLOTS[where], slot, token, offset, length))
-        elif where != Where.IN_FRAME:
+        elif where != _IN_FRAME:
             raise FrameError(f"payload with a part in place {where}, which there is not")
         elif length == 0:
             parts.append(payload[:0])

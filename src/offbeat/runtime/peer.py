@@ -200,7 +200,9 @@ class Peer:
         self.released.append(token)
         self._on_release(self)
 
-    def _to_release(self) -> list[int]:
+    def _to_release(self) -> Sequence[int]:
+        if not self.released:
+            return ()
         count = min(len(self.released), RELEASES_PER_FRAME)
         return [self.released.popleft() for _ in range(count)]
 
