@@ -238,8 +238,10 @@ def test_a_user_s_optimizer_that_has_stepped_is_joined_where_its_tensors_agree()
         assert torch.equal(x, y)
 
 
+@pytest.mark.parametrize("copied", [True, False])
 @pytest.mark.parametrize("chosen", [slice(-2, None), slice(0, 2), slice(1, 3)])
-def test_an_optimizer_of_some_tensors_leaves_the_others_alone(chosen):
+def test_an_optimizer_of_some_tensors_leaves_the_others_alone(chosen, copied, monkeypatch):
+    monkeypatch.setattr(stepping, "COPIED_AS_ONE", 1 << 20 if copied else -1)
     x, layout = torch.zeros(26), Layout.of(network())
     optimizer = ParameterOptimizer(
         x, layout, lambda named: torch.optim.SGD([p for _, p in named][chosen], lr=1.0)
@@ -371,7 +373,7 @@ def test_flatten_writes_where_it_is_told():
     assert torch.equal(out, torch.arange(26.0))
 
 
-@pytest.mark.parametrize("hidden", [16, 8192])
+@pytest.mark.parametrize("hidden", [16, 128, 8192])
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad"])
 def test_a_step_along_pieces_has_the_bits_of_one_along_the_vector(name, hidden):
     module = nn.Sequential(nn.Linear(64, hidden), nn.Linear(hidden, 1))

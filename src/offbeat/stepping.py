@@ -18,6 +18,8 @@ OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 """Builds the inner optimizer on named parameters: a `torch.optim` class with its settings bound."""
 COPIED = 1 << 20
 """Bytes of a gradient up to which a copy costs less than to point an optimizer at it."""
+COPIED_AS_ONE = 1 << 14
+"""The same where all tensors are stepped as one."""
 ELEMENTWISE = (
     torch.optim.SGD,
     torch.optim.Adam,
@@ -157,8 +159,8 @@ class ParameterOptimizer:
                 self._stepped += own
             group["params"] = [stepped.parameter for stepped in own]
         self.joined = joined
-        small = self._vector.nbytes <= COPIED
-        self._copies = not self._only_reads or (small and not joined)
+        limit = COPIED_AS_ONE if joined else COPIED
+        self._copies = not self._only_reads or self._vector.nbytes <= limit
         self._make_gradient(len(self._vector))
 
     def keep(self, part: slice) -> None:
