@@ -227,10 +227,10 @@ class Pool:
             loan = self._loans.get(token)
             if loan is None or loan.host != host or not loan.given or length < 1:
                 return None
-            loan.slot.given = False  # It is somebody's to keep now.
             slot, end = loan.slot, loan.offset + loan.length
             if offset < loan.offset or offset + length > end:
                 return None
+            slot.given = False  # It is somebody's to keep now.
             memory = self._hold(slot, length, offset)
             address = slot.address + offset
             self._returned[address] = Place(slot, slot.fd, offset)
