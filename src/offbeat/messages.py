@@ -40,6 +40,7 @@ DTYPES: tuple[torch.dtype, ...] = (
     torch.bool,
 )
 _DTYPE_CODES: Mapping[torch.dtype, int] = {dtype: code for code, dtype in enumerate(DTYPES)}
+_NO_EXTENTS = [(0,) * (MAX_DIMENSIONS - dimensions) for dimensions in range(MAX_DIMENSIONS + 1)]
 _NUMBERS: Mapping[type, str] = {int: "q", float: "d", bool: "?"}
 _ACCEPTED: Mapping[type, tuple[type, ...]] = {
     Tensor: (Tensor,),
@@ -78,8 +79,10 @@ class Codec:
 
     def size(self, message: object) -> int:
         """Bytes of the message on the wire, padding left out."""
-        values = message.__dict__
-        return self.header.size + sum(values[name].nbytes for name in self.tensors)
+        total = self.header.size
+        for name in self.tensors:
+            total += message.__dict__[name].nbytes
+        return total
 
     def copy(self, message: T) -> T:
         """The message by value: what the sender does to its tensors later does not show.
@@ -97,7 +100,10 @@ class Codec:
 
     def to(self, message: T, device: torch.device) -> T:
         """The message with its tensors on that device; itself if they are there."""
-        if all(message.__dict__[name].device == device for name in self.tensors):
+        for name in self.tensors:
+            if message.__dict__[name].device != device:
+                break
+        else:
             return message
         moved = object.__new__(self.cls)
         moved.__dict__.update(message.__dict__)
@@ -119,13 +125,13 @@ class Codec:
         described: list[int] = []
         for name in self.tensors:
             tensor: Tensor = values[name]
-            if tensor.dtype not in _DTYPE_CODES or tensor.dim() > MAX_DIMENSIONS:
+            code, dimensions = _DTYPE_CODES.get(tensor.dtype), tensor.dim()
+            if code is None or dimensions > MAX_DIMENSIONS:
                 raise MessageError(
-                    f"{self.name}.{name} is a {tensor.dtype} tensor of {tensor.dim()} dimensions; "
+                    f"{self.name}.{name} is a {tensor.dtype} tensor of {dimensions} dimensions; "
                     f"messages carry at most {MAX_DIMENSIONS} and {', '.join(map(str, DTYPES))}"
                 )
-            shape = (*tensor.shape, *(0,) * (MAX_DIMENSIONS - tensor.dim()))
-            described += (_DTYPE_CODES[tensor.dtype], tensor.dim(), *shape)
+            described += (code, dimensions, *tensor.shape, *_NO_EXTENTS[dimensions])
             tensors.append(_sendable(tensor, pool))
         numbers = [values[name] for name in self.numbers]
         try:
@@ -149,11 +155,12 @@ class Codec:
             )
         _, *values = self.header.unpack(packed)
         contents: dict[str, Any] = dict(zip(self.numbers, values, strict=False))
-        described = iter(values[len(self.numbers) :])
+        at = len(self.numbers)
         for name, body in zip(self.tensors, bodies, strict=True):
-            code, dimensions = next(described), next(described)
-            shape = [next(described) for _ in range(MAX_DIMENSIONS)][:dimensions]
-            if code >= len(DTYPES) or dimensions > MAX_DIMENSIONS or any(n < 0 for n in shape):
+            code, dimensions = values[at], values[at + 1]
+            shape = values[at + 2 : at + 2 + dimensions]
+            at += 2 + MAX_DIMENSIONS
+            if code >= len(DTYPES) or dimensions > MAX_DIMENSIONS or min(shape, default=0) < 0:
                 raise MessageError(f"{self.name}.{name}: not a tensor: dtype {code}, shape {shape}")
             dtype, count = DTYPES[code], math.prod(shape)
             if count * dtype.itemsize != len(body):

@@ -111,7 +111,9 @@ class Node:
     """Rounds of `step` or `serve` that this node has completed."""
 
     def __post_init__(self) -> None:
-        self.rng = random.Random(f"{self.seed}/{self.rank}")
+        self._rng = random.Random(f"{self.seed}/{self.rank}")
+        self._random_before: Any = None
+        self._keeps_random = False
         self.versions = [0] * (1 if self.is_server else max(1, len(self.shards)))
         self.requests = 0
         self.samples = 0
@@ -181,6 +183,25 @@ class Node:
         return neighbors(topology, len(self.workers), self.rank, self.round, live)
 
     # State
+
+    @property
+    def rng(self) -> random.Random:
+        """This node's own random numbers, the same in every runtime: ask for them in each round."""
+        if self._keeps_random:
+            self._random_before, self._keeps_random = self._rng.getstate(), False
+        return self._rng
+
+    def keep_random(self) -> None:
+        """From now on `random_before` is what the state of `rng` is now.
+
+        A copy is made only if somebody asks for `rng`: it has 625 numbers.
+        """
+        self._random_before, self._keeps_random = None, True
+
+    @property
+    def random_before(self) -> Any:
+        """Of `random.Random.getstate`, when `keep_random` was called."""
+        return self._rng.getstate() if self._random_before is None else self._random_before
 
     def state(self, state_type: type[S]) -> S:
         """This node's own durable state of that type, made by `state_type()` at the first call."""

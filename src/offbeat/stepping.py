@@ -194,13 +194,15 @@ class ParameterOptimizer:
 
     def _make_gradient(self, size: int) -> None:
         """The memory that gradients are copied to, where they are."""
+        self._is_one = self.joined and [len(s.parameter) for s in self._stepped] == [size]
+        """Whether the whole gradient is one tensor's."""
         self._gradient = self._vector.new_zeros(size if self._copies else 0)
         if self._copies:
             self._point_at(self._cut(self._gradient))
 
     def _cut(self, gradient: Tensor) -> list[Tensor]:
         """What of a vector (d,), or of a part's, is each tensor's."""
-        if self.joined and self._stepped and len(self._stepped[0].parameter) == len(gradient):
+        if self._is_one:
             return [gradient]
         begin = 0 if self.part is None else self.part.start
         return [

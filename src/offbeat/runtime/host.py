@@ -232,15 +232,16 @@ class Host(Monitor):
         deadline = math.inf if timeout is None else began + timeout
 
         def over() -> object:
+            if self.requests and not self._is_full():
+                return True
             now = time.monotonic()
-            room = not self._is_full() or now > began + OUTBOX_PATIENCE
-            return (self._has_news() if room else self._has_ended()) or until() or now > deadline
+            patient = not self.requests or now < began + OUTBOX_PATIENCE
+            return not patient or self._has_ended() or until() or now > deadline
 
-        serves = True
-        while serves and not over():
-            serves = self.transport.serve(over)
-        left = None if timeout is None else max(0.0, deadline - time.monotonic())
-        asked = self._take_request(0.0 if until() else left)
+        left: float | None = 0.0
+        if not over() and not self.transport.serve(over) and not until():
+            left = None if timeout is None else max(0.0, deadline - time.monotonic())
+        asked = self._take_request(left)
         if asked is None or not self._may_be_deaf(*asked):
             self.transport.hand_over()
         return asked

@@ -11,28 +11,37 @@ from ..suspensions import Receive
 class Mailbox:
     """Messages of one node that no role has taken yet, by type, in order of arrival."""
 
-    __slots__ = ("by_type", "counts")
+    __slots__ = ("by_type", "counts", "taken")
 
     def __init__(self) -> None:
         self.by_type: dict[type, deque[tuple[int, Any, int]]] = {}
         self.counts: dict[int, int] = {}
+        """Messages that have arrived from each node."""
+        self.taken = 0
+        """Messages that roles have taken."""
 
-    def put(self, source: int, message: Any) -> None:
-        sequence = self.counts.get(source, 0)
-        self.counts[source] = sequence + 1
+    def count(self, source: int) -> int:
+        """The number, from 0, of the message that has arrived from there."""
+        number = self.counts.get(source, 0)
+        self.counts[source] = number + 1
+        return number
+
+    def put(self, source: int, message: Any, number: int) -> None:
         queue = self.by_type.get(type(message))
         if queue is None:
             queue = self.by_type[type(message)] = deque()
-        queue.append((source, message, sequence))
+        queue.append((source, message, number))
 
     def take(self, wanted: Receive[Any]) -> tuple[int, Any, int] | None:
         queue = self.by_type.get(wanted.message_type)
         if not queue:
             return None
         if wanted.source is None and wanted.tag is None:
+            self.taken += 1
             return queue.popleft()
         for index, (source, message, _) in enumerate(queue):
             if wanted.accepts(source, message):
+                self.taken += 1
                 found = queue[index]
                 del queue[index]
                 return found

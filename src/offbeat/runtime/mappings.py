@@ -17,6 +17,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .framing import FrameError
 from .garbage import when_garbage
@@ -84,8 +85,7 @@ class _Mapped:
         weakref.finalize(self, os.close, self.fd).atexit = False
 
 
-@dataclass(frozen=True, eq=False)
-class _Payload:
+class _Payload(NamedTuple):
     """What is being read here."""
 
     slot: _Mapped
@@ -93,8 +93,10 @@ class _Payload:
     """The slot, mapped for this payload alone."""
     start: int
     """The mapping's address."""
-    place: Place
-    loan: Return
+    number: int
+    token: int
+    offset: int
+    length: int
     given: bool
 
 
@@ -155,23 +157,22 @@ class Mappings:
         memory = idle.pop() if idle else self._map(slot, shared=given)
         lent = (ctypes.c_ubyte * length).from_buffer(memory, offset)
         address = ctypes.addressof(lent)
-        place = Place(slot, slot.fd, offset)
-        loan = Return(slot=number, token=token, offset=offset, length=length)
-        payload = self._lent[address] = _Payload(slot, memory, address - offset, place, loan, given)
+        payload = _Payload(slot, memory, address - offset, number, token, offset, length, given)
+        self._lent[address] = payload
         when_garbage(lent, self._release, address, payload)
         return memoryview(lent).cast("B")
 
     def place(self, address: int) -> Place | None:
         """Where the payload that begins at that address lies in its host's slot."""
         payload = self._lent.get(address)
-        return None if payload is None else payload.place
+        return None if payload is None else Place(payload.slot, payload.slot.fd, payload.offset)
 
     def given(self, address: int, length: int) -> Return | None:
         """The payload that begins at that address, to be sent back, if all of it was given."""
         payload = self._lent.get(address)
-        if payload is None or not payload.given or payload.loan.length != length:
+        if payload is None or not payload.given or payload.length != length:
             return None
-        return payload.loan
+        return Return(payload.number, payload.token, payload.offset, length)
 
     def close(self) -> None:
         """Let go of all slots; payloads that are still referred to live on."""
@@ -195,7 +196,7 @@ class Mappings:
     def _release(self, address: int, payload: _Payload) -> None:
         self._lent.pop(address, None)
         self._read.append(payload)
-        self._on_release(payload.loan.token)
+        self._on_release(payload.token)
 
     def tidy(self) -> None:
         """Make the mappings of loans that were released ready for the next."""

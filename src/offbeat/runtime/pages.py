@@ -7,6 +7,7 @@ import fcntl
 import mmap
 import os
 import struct
+from functools import lru_cache
 
 import numpy as np
 
@@ -26,6 +27,8 @@ class Pagemap:
         self._fd: int | None = None
         self._scans = True
         self._found = ctypes.create_string_buffer(24)
+        # The same few mappings come back.
+        self._argument = lru_cache(maxsize=64)(self._packed)
 
     def has_private(self, address: int, length: int) -> bool:
         """Whether some page of these was written, and so is no longer the file's.
@@ -46,7 +49,10 @@ class Pagemap:
 
     def _scan(self, fd: int, address: int, length: int) -> bool:
         """Whether there is one page that is in memory, or in swap, and of no file."""
-        argument = _SCAN_ARGUMENT.pack(
+        return fcntl.ioctl(fd, _SCAN, self._argument(address, length)) > 0
+
+    def _packed(self, address: int, length: int) -> bytearray:
+        packed = _SCAN_ARGUMENT.pack(
             _SCAN_ARGUMENT.size,
             0,  # flags
             address,
@@ -60,7 +66,7 @@ class Pagemap:
             _IS_PRESENT | _IS_SWAPPED,  # either
             _IS_PRESENT,
         )
-        return fcntl.ioctl(fd, _SCAN, bytearray(argument)) > 0
+        return bytearray(packed)
 
     def _read(self, fd: int, address: int, length: int) -> bool:
         entries, first = -(-length // mmap.PAGESIZE), address // mmap.PAGESIZE

@@ -225,13 +225,19 @@ class Peer:
             return ctypes.string_at(part.data_ptr(), part.nbytes)
         if (back := self.given(part)) is not None:
             return back
-        with contextlib.suppress(OSError):
-            if self._shares:
-                loan = self._pool.lend(part, self.host)
-                if loan.slot.number in self._known or len(self._known) < SLOT_LIMIT:
-                    return loan
-                self._pool.give_back(loan.token, self.host)
-        return self._pool.readable(part, self.host)
+        return self._lent(part) or self._pool.readable(part, self.host)
+
+    def _lent(self, part: Tensor) -> Loan | None:
+        if not self._shares:
+            return None
+        try:
+            loan = self._pool.lend(part, self.host)
+        except OSError:
+            return None
+        if loan.slot.number not in self._known and len(self._known) >= SLOT_LIMIT:
+            self._pool.give_back(loan.token, self.host)
+            return None
+        return loan
 
     # With the lock held
 

@@ -122,19 +122,18 @@ class Scheduler:
         node = self.nodes.get(to)
         if node is None:
             return
-        mailbox = self.mailboxes[to]
-        mailbox.put(source, message)
-        receivers = self._receivers[to]
-        if receivers:
-            message_type = type(message)
-            for index, task in enumerate(receivers):
-                wanted: Receive[Any] = task.waiting
-                if wanted.message_type is message_type and wanted.accepts(source, message):
-                    found = mailbox.take(wanted)
-                    if found is not None:
-                        del receivers[index]
-                        self._answer(task, found)
-                    break
+        mailbox, receivers = self.mailboxes[to], self._receivers[to]
+        number = mailbox.count(source)
+        # Who waits has found nothing in the mailbox that it would take.
+        for index, task in enumerate(receivers):
+            wanted: Receive[Any] = task.waiting
+            if wanted.message_type is type(message) and wanted.accepts(source, message):
+                del receivers[index]
+                mailbox.taken += 1
+                self.answer(task, source, message, Cause(Kind.MESSAGE, source, number))
+                break
+        else:
+            mailbox.put(source, message, number)
         for task in self.tasks[to]:
             request = task.waiting
             if type(request) is GradientRequest and request.cancel_on is type(message):
@@ -178,10 +177,6 @@ class Scheduler:
         finally:
             self._current = None
             self._draining = False
-
-    def _answer(self, task: Task, found: tuple[int, Any, int]) -> None:
-        source, message, number = found
-        self.answer(task, source, message, Cause(Kind.MESSAGE, source, number))
 
     def _advance(
         self, task: Task, value: Any, error: BaseException | None, cause: Cause | None

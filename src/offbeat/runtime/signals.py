@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import signal
 import threading
+
+# What `signal` wraps. Its own functions search for the name of each handler, and find none, which
+# for all signals together costs as much as receiving a message.
+from _signal import getsignal as _handler_of  # pyright: ignore[reportMissingImports, reportUnknownVariableType]
+from _signal import signal as _set_handler  # pyright: ignore[reportMissingImports, reportUnknownVariableType]
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-_NUMBERS = sorted(signal.valid_signals())
-# Without the search for a name of the handler, which takes longer than all else here.
-_handler_of = inspect.unwrap(signal.getsignal)
+_NUMBERS = sorted(map(int, signal.valid_signals()))
 
 
 @contextmanager
@@ -35,7 +37,8 @@ def deferred_signals(on_signal: Callable[[], object]) -> Generator[set[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield arrived
         return
-    own: dict[int, Any] = {}
+    handlers = zip(_NUMBERS, map(_handler_of, _NUMBERS), strict=True)
+    own: dict[int, Any] = {number: handler for number, handler in handlers if callable(handler)}
     process = os.getpid()
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -46,10 +49,8 @@ def deferred_signals(on_signal: Callable[[], object]) -> Generator[set[int]]:
         on_signal()
 
     try:
-        for number in _NUMBERS:
-            if callable(handler := _handler_of(number)):
-                own[number] = handler
-                signal.signal(number, note)
+        for number in own:
+            own[number] = _set_handler(number, note)  # It may have replaced itself meanwhile.
         yield arrived
     finally:
         try:
@@ -64,7 +65,7 @@ def _put_back(handlers: Mapping[int, Any]) -> None:
     while True:
         try:
             for number, handler in handlers.items():
-                signal.signal(number, handler)
+                _set_handler(number, handler)
             break
         except BaseException as error:
             failure = error

@@ -20,8 +20,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,8 +64,7 @@ class Slot:
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
 
 
-@dataclass(frozen=True, eq=False)
-class Place:
+class Place(NamedTuple):
     """Where bytes lie in a slot, of this host or of another."""
 
     slot: object
@@ -75,8 +73,7 @@ class Place:
     offset: int
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Loan:
+class Loan(NamedTuple):
     """Bytes in a slot that a host has been sent and may still read."""
 
     token: int
@@ -88,8 +85,7 @@ class Loan:
     """It may write to them, and send them back."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Return:
+class Return(NamedTuple):
     """Bytes in another host's slot, which are sent back to that host."""
 
     slot: int
@@ -99,8 +95,7 @@ class Return:
     length: int
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Original:
+class _Original(NamedTuple):
     """A tensor that was sent without a copy, so that writing to it would show."""
 
     tensor: weakref.ref[Tensor]
@@ -182,14 +177,7 @@ class Pool:
         with self._lock:
             token = self._next_token()
             offset = address - slot.address
-            loan = Loan(
-                token=token,
-                slot=slot,
-                host=host,
-                offset=offset,
-                length=tensor.nbytes,
-                given=slot.given,
-            )
+            loan = Loan(token, slot, host, offset, tensor.nbytes, slot.given)
             self._loans[token] = loan
             slot.loans += 1
             if memory is None:
@@ -315,9 +303,7 @@ class Pool:
             return
         # A view shares its base's version, and is often gone before the base is written.
         base = tensor if tensor._base is None else tensor._base
-        self._originals[token] = _Original(
-            tensor=weakref.ref(base), version=tensor._version, host=host
-        )
+        self._originals[token] = _Original(weakref.ref(base), tensor._version, host)
 
     def _end(self, loan: Loan) -> None:
         del self._loans[loan.token]

@@ -118,8 +118,8 @@ def plain(group: Mapping[str, Any]) -> dict[str, Any]:
     """A parameter group without its parameters; tensors of one number become that number."""
     found: dict[str, Any] = {}
     for key, value in group.items():
-        if isinstance(value, Tensor) and value.numel() == 1:
-            found[key] = value.item()
-        elif key != "params" and isinstance(value, _SETTINGS):
+        if isinstance(value, _SETTINGS):
             found[key] = value
+        elif isinstance(value, Tensor) and value.numel() == 1:
+            found[key] = value.item()
     return found

@@ -212,7 +212,9 @@ class Transport:
         peer = self._mesh.peers.get(to)
         if peer is None:
             raise ValueError(f"host {self.host} is not connected to host {to}: connect() first")
-        length = sum(p.nbytes if isinstance(p, Tensor) else memoryview(p).nbytes for p in parts)
+        length = 0
+        for part in parts:
+            length += len(part) if isinstance(part, (bytes, bytearray)) else part.nbytes
         if length > self._max_frame_bytes:
             raise ValueError(
                 f"host {self.host}: a frame of {length} bytes for host {to}, "

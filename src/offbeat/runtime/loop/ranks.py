@@ -260,7 +260,7 @@ class RankHost(Host):
         return Counts(self._pauses, counts[0], counts[1])
 
     def next_round(self, task: Task) -> bool:
-        self._round = Round.beginning(self.scheduler, task, self.records.sent)
+        self._round = Round(self.scheduler, task, self.records.sent)
         return super().next_round(task)
 
     def request_gradient(self, task: Task, request: GradientRequest) -> None:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 from ..errors import RunError
 from ..mailbox import Mailbox
@@ -22,38 +21,29 @@ Sent = Mapping[tuple[int, int], int]
 """Messages so far, from one node to another."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Moment:
+class Moment(NamedTuple):
     """A worker at one point of a round."""
 
-    sent: dict[int, int]
-    """Messages so far, to each node."""
+    sent: dict[tuple[int, int], int]
+    """Messages so far, from one node to another."""
     done: tuple[int, int, int]
     """Counts of what cannot be left out: messages read, mixings, coroutines started."""
 
     @classmethod
     def of(cls, scheduler: Scheduler, task: Task, sent: Sent) -> Moment:
         node = task.node
-        mailbox = scheduler.mailboxes[node.rank]
-        read = sum(mailbox.counts.values()) - len(mailbox.unread())
-        return cls(
-            sent={to: count for (source, to), count in sent.items() if source == node.rank},
-            done=(read, node._mixes, scheduler._next_id[node.rank]),
-        )
+        read = scheduler.mailboxes[node.rank].taken
+        return cls(dict(sent), (read, node._mixes, scheduler._next_id[node.rank]))
 
 
-@dataclass(kw_only=True)
 class Round:
     """A worker's present round, as far as its request for a gradient."""
 
-    began: Moment
-    random: Any
-    """Of `random.Random.getstate`, as it began."""
-    asked: Moment | None = None
-
-    @classmethod
-    def beginning(cls, scheduler: Scheduler, task: Task, sent: Sent) -> Round:
-        return cls(began=Moment.of(scheduler, task, sent), random=task.node.rng.getstate())
+    def __init__(self, scheduler: Scheduler, task: Task, sent: Sent) -> None:
+        self.node = task.node
+        self.node.keep_random()
+        self.began = Moment.of(scheduler, task, sent)
+        self.asked: Moment | None = None
 
     def sent_before_asking(self) -> dict[int, range]:
         """The numbers of the messages to each node that it sent before it asked for a gradient.
@@ -66,7 +56,12 @@ class Round:
                 "this method cannot be saved inside a loop: in a round, it reads messages or "
                 "changes its parameters before it asks for a gradient"
             )
-        return {to: range(self.began.sent.get(to, 0), n) for to, n in self.asked.sent.items()}
+        began = self.began.sent
+        return {
+            pair[1]: range(began.get(pair, 0), count)
+            for pair, count in self.asked.sent.items()
+            if pair[0] == self.node.rank
+        }
 
 
 @contextlib.contextmanager
@@ -106,13 +101,14 @@ def rewound(
 
 @contextlib.contextmanager
 def _beginning(own: Round, worker: Task) -> Generator[None]:
-    random, fresh = worker.node.rng.getstate(), worker.fresh
-    worker.node.rng.setstate(own.random)
+    before, rng, fresh = own.node.random_before, own.node.rng, worker.fresh
+    random = rng.getstate()
+    rng.setstate(before)
     worker.fresh = True
     try:
         yield
     finally:
-        worker.node.rng.setstate(random)
+        rng.setstate(random)
         worker.fresh = fresh
 
 
