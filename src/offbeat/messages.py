@@ -238,7 +238,7 @@ def unpack(parts: Sequence[Buffer]) -> Any:
 
 def _sendable(tensor: Tensor, pool: Pool | None) -> Tensor:
     # Not detached in vain: the transport asks the very tensor whether it was changed since.
-    if tensor.device.type == "cpu" and tensor.is_contiguous():
+    if tensor.is_cpu and tensor.is_contiguous():
         return tensor.detach() if tensor.requires_grad else tensor
     if pool is None or tensor.nbytes < SHARED_FROM:
         return tensor.detach().contiguous().cpu()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -163,7 +163,8 @@ class Node:
     @property
     def version(self) -> int:
         """Optimizer steps that `parameters` have had; the oldest shard's on a worker of several."""
-        self._recount()
+        if self.shared is not None:
+            self._recount(self.shared)
         return min(self.versions)
 
     def is_live(self, rank: int, round: int | None = None) -> bool:
@@ -256,7 +257,8 @@ class Node:
         self, x: Tensor, version: int | None = None, part: Shard | slice | None = None
     ) -> None:
         """Replace the parameters, or a part of them, by `x`, which has had `version` steps."""
-        self._require_own("load")
+        if self.replicated:
+            self._refuse_own("load")
         self.changes += 1
         if part is None:
             self.parameters.copy_(x)
@@ -269,7 +271,8 @@ class Node:
         self, *, scale: float = 1.0, add: Tensor | None = None, part: Shard | slice | None = None
     ) -> None:
         """x, or a part of it, <- scale * x + add: an averaging with others, no optimizer step."""
-        self._require_own("mix")
+        if self.replicated:
+            self._refuse_own("mix")
         x = self.parameters
         if part is not None:
             x = x[part.span if isinstance(part, Shard) else part]
@@ -295,7 +298,8 @@ class Node:
         Raises:
             TypeError: a vector without `taken_at`.
         """
-        self._require_own("apply")
+        if self.replicated:
+            self._refuse_own("apply")
         if isinstance(gradient, Gradient):
             taken_at = gradient.version if taken_at is None else taken_at
             values = gradient.dense
@@ -324,7 +328,8 @@ class Node:
 
     def _step(self, values: Dense, contributions: Sequence[int], lr_scale: float = 1.0) -> None:
         """A step along what was taken at these versions; of `part` only, where there is one."""
-        self._recount()
+        if self.shared is not None:
+            self._recount(self.shared)
         self.changes += 1
         mixes = self._mixes - self._mixes_at_snapshot
         for version in contributions:
@@ -343,18 +348,16 @@ class Node:
         """
         self.samples += self._samples_per_gradient * gradients
 
-    def _require_own(self, name: str) -> None:
-        if self.replicated:
-            raise RuntimeError(
-                f"node.{name}() changes one worker's parameters alone, and a method that is "
-                "`replicated` says that it changes them by node.apply_mean() only"
-            )
+    def _refuse_own(self, name: str) -> NoReturn:
+        raise RuntimeError(
+            f"node.{name}() changes one worker's parameters alone, and a method that is "
+            "`replicated` says that it changes them by node.apply_mean() only"
+        )
 
-    def _recount(self) -> None:
+    def _recount(self, shared: SharedParameters) -> None:
         """Take in the steps that other workers have made on parameters that all share."""
-        if self.shared is not None:
-            self.versions[0] = self.shared.version
-            self.samples = self.versions[0] * self.batch_size
+        self.versions[0] = shared.version
+        self.samples = self.versions[0] * self.batch_size
 
     # Messages
 
@@ -408,7 +411,8 @@ class Node:
                 "node.gradient() in the midst of node.apply_mean(): others may be changing the "
                 "parameters, as the method is `replicated`; await apply_mean() first"
             )
-        self._recount()
+        if self.shared is not None:
+            self._recount(self.shared)
         step = self.requests
         self.requests += 1
         self._mixes_at_snapshot = self._mixes

@@ -9,6 +9,7 @@ from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors
 
 ALIGNED = 64
 """Numbers. Torch computes a tensor's last few, which fill no vector register, by instructions whose
@@ -64,7 +65,10 @@ class Layout:
 
     def flatten(self, tensors: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
         """A vector (d,) of one tensor per parameter, dense or sparse; new if `out` is not given."""
-        return torch.cat([_densified(tensor).reshape(-1) for tensor in tensors], out=out)
+        dense = [tensor.to_dense() if tensor.is_sparse else tensor for tensor in tensors]
+        if out is None and len(dense) > 1:  # Of one it would be a view.
+            return _flatten_dense_tensors(dense)
+        return torch.cat([tensor.reshape(-1) for tensor in dense], out=out)
 
     def flatten_sparse(self, tensors: Sequence[Tensor]) -> SparseVector:
         """The same, keeping what sparse COO tensors leave out; dense ones give every coordinate."""
@@ -116,10 +120,6 @@ class Layout:
         """The slices of the whole vector that `split(parts)` cuts."""
         ends = list(accumulate(layout.size for layout in self.split(parts)))
         return tuple(slice(start, end) for start, end in zip([0, *ends], ends, strict=False))
-
-
-def _densified(tensor: Tensor) -> Tensor:
-    return tensor.to_dense() if tensor.is_sparse else tensor
 
 
 def _coordinates(tensor: Tensor) -> tuple[Tensor, Tensor]:

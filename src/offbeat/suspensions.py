@@ -67,9 +67,9 @@ class Gradient:
     @property
     def dense(self) -> Dense:
         """`vector`, or the pieces of it while nobody has wanted it whole."""
-        if self._vector is None and isinstance(self._values, PiecewiseVector):
-            return self._values
-        return self.vector
+        if self._vector is not None:
+            return self._vector
+        return self._values if isinstance(self._values, PiecewiseVector) else self.vector
 
     def sparse(self) -> tuple[Tensor, Tensor]:
         """Coordinates that may be other than zero, (k,) int64 increasing, and their values (k,).

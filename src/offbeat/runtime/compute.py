@@ -163,7 +163,7 @@ class SerialEvaluator(Evaluator):
         if any(gradient.is_sparse for gradient in gradients):
             job.vector = layout.flatten_sparse(gradients)
         elif new is None or self.buffer.flat.nbytes <= COPIED:
-            job.vector = torch.cat([gradient.reshape(-1) for gradient in gradients])
+            job.vector = layout.flatten(gradients)
         else:
             pieces = PiecewiseVector(
                 layout=layout, tensors=gradients, new=lambda: new(self.buffer.flat)

@@ -82,11 +82,8 @@ class Executor(ABC):
     def waited(self, task: Task) -> None:
         """The worker's own role suspends in anything but a gradient."""
 
-    def continued(self, task: Task) -> None:
-        """The worker's own role goes on."""
-
-    def resumed(self, task: Task, cause: Cause) -> None:
-        """A suspension is being answered (for the journal)."""
+    def resumed(self, task: Task, cause: Cause | None) -> None:
+        """A role goes on, or its suspension is answered at once: why, where a journal says so."""
 
     def noticed(self, node: Node, peer: int) -> None:
         """The node has learnt that a peer departed (for the journal)."""

@@ -101,9 +101,9 @@ class FrameReader:
             OSError: as `recv`; `BlockingIOError` where nothing has arrived.
         """
         if self._header is None:
-            if not self.has_staged:
+            if self._last - self._first < HEADER.size:
                 self._stage(sock)
-                if not self.has_staged:
+                if self._last - self._first < HEADER.size:
                     return None
             return self._begin()
         self._filled += self._receive_into(sock, self._payload[self._filled :])

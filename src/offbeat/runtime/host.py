@@ -209,8 +209,9 @@ class Host(Monitor):
 
     def _take_request(self, timeout: float | None) -> tuple[Task, GradientRequest] | None:
         with self.lock:
-            self.changed.wait_for(self._has_news, timeout)
-            if self._has_ended() or not self.requests:
+            if not self.requests:
+                self.changed.wait_for(self._has_news, timeout)
+            if not self.requests or self._has_ended():
                 return None
             task, request = self.requests.popleft()
             self.computing = task.node.rank

@@ -121,7 +121,7 @@ class Mesh:
     # The reactor's thread; but a peer is written to in any
 
     def _serve(self, peer: Peer) -> None:
-        if peer.outbox:
+        if peer.outbox.nbytes:
             with peer.lock:
                 peer.flush()
         if peer.reading:
@@ -187,7 +187,7 @@ class Mesh:
                 if self.reactor.stopping:
                     return
                 if peer.is_drained:
-                    break
+                    return
             self._serve_pending(peer)
         except BlockingIOError:
             return

@@ -52,6 +52,7 @@ class Monitor(Executor):
         may_compute: asked at each gradient request, with the node and its request; a request that
             it refuses is never answered.
         journals: a folder in which each node's journal is kept; none if not given.
+        traces: whether a trace is kept.
         on_failure: told what ended a role, from whichever thread it happened in.
         on_word: told, under the lock, what another host told this one by `tell`.
         all_reduce: the algorithm of collectives, of `offbeat.collectives.ALGORITHMS`.
@@ -76,6 +77,7 @@ class Monitor(Executor):
         on_failure: Callable[[BaseException], None],
         on_tick: Callable[[], None] | None = None,
         journals: Path | None = None,
+        traces: bool = True,
         on_word: Callable[[int, Any], None] = lambda host, message: None,
         all_reduce: str = "ring",
         machines: Sequence[int] | None = None,
@@ -88,7 +90,7 @@ class Monitor(Executor):
         self.index = index
         self.placement = placement
         self.scheduler = Scheduler(self, method)
-        self.records = Records(journals)
+        self.records = Records(journals, traces=traces)
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)
         self.requests: deque[tuple[Task, GradientRequest]] = deque()
@@ -143,14 +145,15 @@ class Monitor(Executor):
     def _drain(self) -> None:
         try:
             self.scheduler.drain()
-            changed = self.transport.changed_after_send()
+            changed = self.transport.pool.changed_after_send()
             if changed is not None:
                 raise RunError(f"{type(self.scheduler.method).__name__}: {changed}")
         except RunError as error:
             self.fail(error)
         if self.requests:
             self.changed.notify_all()
-        self._call_if_whole()
+        if self._when_whole:
+            self._call_if_whole()
 
     @property
     def is_whole(self) -> bool:
@@ -208,13 +211,12 @@ class Monitor(Executor):
             self.scheduler.deliver(to, node.rank, codec.copy(message))
             return
         parts = codec.parts(message, self.transport.pool)
-        size = codec.size(message)
         envelope = _ENVELOPE.pack(node.rank, to, self.elapsed)
         if to not in self.departed and self.transport.send(host, envelope, *parts):
             self.records.sent[pair] += 1
-            self.records.bytes_sent += size
+            self.records.bytes_sent += codec.size(message)
         else:
-            self.records.message(node.rank, to, message, size, self.elapsed, LOST)
+            self.records.message(node.rank, to, message, self.elapsed, LOST)
 
     def all_reduce(
         self,
@@ -319,11 +321,12 @@ class Monitor(Executor):
     def waited(self, task: Task) -> None:
         self.records.waits(task.node.rank)
 
-    def continued(self, task: Task) -> None:
-        self.records.waits_no_more(task.node.rank)
-
-    def resumed(self, task: Task, cause: Cause) -> None:
-        self.records.note(task.node.rank, task.id, cause)
+    def resumed(self, task: Task, cause: Cause | None) -> None:
+        records = self.records
+        if records.journals and cause is not None:
+            records.note(task.node.rank, task.id, cause)
+        if records.waiting_since and task.id == 0:
+            records.waits_no_more(task.node.rank)
 
     def noticed(self, node: Node, peer: int) -> None:
         # The rounds that it took part in decide who a node's peers are, so they are kept too.
@@ -362,12 +365,12 @@ class Monitor(Executor):
 
     def _receive(self, source: int, to: int, message: Any, sent: int) -> None:
         self.records.received[source, to] += 1
-        codec, node = codec_of(type(message)), self.scheduler.nodes.get(to)
-        outcome = LOST if node is None else DELIVERED
-        self.records.message(source, to, message, codec.size(message), sent, outcome)
+        node = self.scheduler.nodes.get(to)
+        self.records.message(source, to, message, sent, LOST if node is None else DELIVERED)
         if node is not None:
-            message = codec.to(message, node.parameters.device)
-        self.scheduler.deliver(to, source, message)
+            if not node.parameters.is_cpu:
+                message = codec_of(type(message)).to(message, node.parameters.device)
+            self.scheduler.deliver(to, source, message)
 
     def _on_lost(self, host: int, graceful: bool) -> None:
         if host == COORDINATOR:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import os
 import select
 import socket
@@ -21,7 +22,7 @@ from .outbox import SLOT, Outbox
 from .payload import Where, compose, split
 from .reactor import Reactor
 from .slots import SHARED_FROM, Loan, Place, Pool, Return
-from .tls import has_pending
+from .tls import TLSSocket, has_pending
 
 Part: TypeAlias = "bytes | bytearray | memoryview | Tensor"
 AHEAD = 1 << 14
@@ -29,6 +30,7 @@ AHEAD = 1 << 14
 PAYLOAD_OVERHEAD = 1 << 20
 """What a frame may have in tables and padding."""
 RELEASES_PER_FRAME = 1000
+_IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 _TOKEN = struct.Struct("!Q")
 
 
@@ -77,6 +79,7 @@ class Peer:
         """Bytes of the outbox that `on_queued` knows of."""
         self._shares = sock.family == socket.AF_UNIX
         """Payloads may be lent in slots: it is on this machine."""
+        self._is_private = isinstance(sock, TLSSocket)
         self.pulse = None if self._shares else Pulse(sock, time.monotonic(), patience)
         self._known: set[int] = set()
         """Slots of ours that it has been handed."""
@@ -92,8 +95,8 @@ class Peer:
             ahead=AHEAD,
         )
         self._reactor = reactor
-        self._interest = select.EPOLLIN
-        reactor.watch(sock, lambda: on_ready(self))
+        self._interest = _IN
+        reactor.watch(sock, functools.partial(on_ready, self))
 
     # Receiving
 
@@ -143,12 +146,12 @@ class Peer:
     @property
     def has_more(self) -> bool:
         """Whether there is a frame that needs no event to be read."""
-        return self._reader.has_staged or has_pending(self.sock)
+        return self._reader.has_staged or (self._is_private and has_pending(self.sock))
 
     @property
     def is_drained(self) -> bool:
         """Whether, as far as the last `receive` could tell, nothing more is here."""
-        return self._reader.drained and not self._reader.has_staged
+        return self._reader.drained and not self.has_more
 
     def _add_slot(self, frame: Frame) -> None:
         fd = self._descriptors.take()
@@ -177,7 +180,7 @@ class Peer:
         ready = [self._ready(part) for part in parts]
         with self.lock:
             if self.sendable:
-                idle = not self.outbox
+                idle = not self.outbox.nbytes
                 for part in ready:
                     if isinstance(part, Loan) and part.slot.number not in self._known:
                         self._known.add(part.slot.number)
@@ -266,7 +269,8 @@ class Peer:
             return False
         if self.pulse is not None:
             self.pulse.wrote(sent, time.monotonic())
-        self._tell()
+        if self.outbox.nbytes != self._queued:
+            self._tell()
         if self.leaving and not self.outbox:
             # The peer may still be sending: closing now would reset the connection and lose
             # what is under way to it. It answers the goodbye by closing its end.
@@ -287,9 +291,9 @@ class Peer:
 
     def watch(self) -> None:
         """Wait for what the connection is to do next."""
-        interest = select.EPOLLIN if self.reading else 0
-        if self.outbox:
-            interest |= select.EPOLLOUT
+        interest = _IN if self.reading else 0
+        if self.outbox.nbytes:
+            interest |= _OUT
         if interest != self._interest:
             self._interest = interest
             self._reactor.expect(self.sock, interest)

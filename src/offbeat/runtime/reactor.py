@@ -67,6 +67,8 @@ class Reactor:
         self._called = threading.Event()
         """Its own thread is to serve, or to end, at once."""
         self._thread = threading.Thread(target=self._run, name=name)
+        self._own: int | None = None
+        """That thread."""
 
     def start(self) -> None:
         self._thread.start()
@@ -74,7 +76,7 @@ class Reactor:
     @property
     def is_current(self) -> bool:
         """Whether the caller is a handler, or its own thread."""
-        return threading.get_ident() in (self._thread.ident, self._server)
+        return threading.get_ident() in (self._own, self._server)
 
     def call_soon(self, fn: Callable[[], None]) -> bool:
         """Run `fn` as a handler, in order of the calls; False if the reactor has ended."""
@@ -100,12 +102,18 @@ class Reactor:
 
         Returns:
             False if the reactor has been stopped.
+
+        Raises:
+            RuntimeError: the caller serves already.
         """
+        caller = threading.get_ident()
+        if caller in (self._own, self._server):
+            raise RuntimeError("serve() in a callback would wait for its own thread")
         self._wanted = True
         if self._polling:
             self.waker.wake()
         with self._turn:
-            self._server = threading.get_ident()
+            self._server = caller
             try:
                 while not self.stopping and not until():
                     self._serve_once()
@@ -163,6 +171,7 @@ class Reactor:
         self._epoll.close()
 
     def _run(self) -> None:
+        self._own = threading.get_ident()
         while not self.stopping:
             self._stand_by()
             with self._turn:

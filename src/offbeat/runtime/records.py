@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from ..messages import codec_of
 from ..node import Node
 from ..trace import Trace
 from .causes import Cause
@@ -18,9 +19,11 @@ class Records:
 
     Args:
         folder: where each node's journal is kept; there is none if not given.
+        traces: whether somebody will read the trace; it grows with every step.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, *, traces: bool) -> None:
+        self.traces = traces
         self.trace = Trace()
         self.began = time.monotonic_ns()
         """Time 0 of the run on the monotonic clock, in nanoseconds."""
@@ -30,8 +33,9 @@ class Records:
         self.received: Counter[tuple[int, int]] = Counter()
         """Messages, by sender and receiver."""
         self._folder = folder
-        self._journals: dict[int, Journal] = {}
-        self._waiting_since: dict[int, int] = {}
+        self.journals: dict[int, Journal] = {}
+        self.waiting_since: dict[int, int] = {}
+        """Nanoseconds, of workers that wait for anything but a gradient; where there is a trace."""
 
     @property
     def elapsed(self) -> int:
@@ -43,7 +47,7 @@ class Records:
         if self._folder is None:
             return
         path = self._folder / f"node-{rank}.journal"
-        self._journals[rank] = Journal(path, machine)
+        self.journals[rank] = Journal(path, machine)
         beside = path.with_suffix(".safetensors")
         beside.unlink(missing_ok=True)
         if saved is not None:
@@ -51,47 +55,51 @@ class Records:
 
     def close(self) -> None:
         """End the journals."""
-        for journal in self._journals.values():
+        for journal in self.journals.values():
             journal.close()
-        self._journals.clear()
+        self.journals.clear()
 
     def reset(self) -> None:
         """End the journals, and count from nothing; the trace goes on."""
         self.close()
-        self._waiting_since.clear()
+        self.waiting_since.clear()
         self.sent.clear()
         self.received.clear()
         self.steps = self.computed = self.bytes_sent = 0
 
     def note(self, rank: int, task: int, cause: Cause, time: int | None = None) -> None:
         """Write down in its journal why a task of that node goes on."""
-        journal = self._journals.get(rank)
+        journal = self.journals.get(rank)
         if journal is not None:
             journal.append(task, cause, self.elapsed if time is None else time)
 
     def gradient(self, rank: int, began: int, loss: float) -> None:
         self.computed += 1
-        self.trace.rows["gradients"].append((rank, began, self.elapsed, loss))
+        if self.traces:
+            self.trace.rows["gradients"].append((rank, began, self.elapsed, loss))
 
     def step(self, node: Node, staleness: int, mixes: int) -> None:
         self.steps += 1
-        row = (node.rank, self.elapsed, node.versions[0], staleness, mixes)
-        self.trace.rows["steps"].append(row)
+        if self.traces:
+            row = (node.rank, self.elapsed, node.versions[0], staleness, mixes)
+            self.trace.rows["steps"].append(row)
 
     def waits(self, rank: int) -> None:
-        self._waiting_since[rank] = self.elapsed
+        if self.traces:
+            self.waiting_since[rank] = self.elapsed
 
     def waits_no_more(self, rank: int) -> None:
-        since = self._waiting_since.pop(rank, None)
+        since = self.waiting_since.pop(rank, None)
         if since is not None:
             self.trace.rows["waits"].append((rank, since, self.elapsed))
 
     def fault(self, rank: int, kind: int) -> None:
-        self.trace.rows["faults"].append((rank, self.elapsed, kind, 1.0))
+        if self.traces:
+            self.trace.rows["faults"].append((rank, self.elapsed, kind, 1.0))
 
-    def message(
-        self, source: int, to: int, message: Any, size: int, sent: int, outcome: int
-    ) -> None:
-        kind = self.trace.kind(type(message).__name__)
-        row = (source, to, kind, size, sent, sent, self.elapsed, outcome)
-        self.trace.rows["messages"].append(row)
+    def message(self, source: int, to: int, message: Any, sent: int, outcome: int) -> None:
+        if self.traces:
+            kind = self.trace.kind(type(message).__name__)
+            size = codec_of(type(message)).size(message)
+            row = (source, to, kind, size, sent, sent, self.elapsed, outcome)
+            self.trace.rows["messages"].append(row)

@@ -274,8 +274,9 @@ class Replay(Executor):
         reader.position += 1
         return False
 
-    def resumed(self, task: Task, cause: Cause) -> None:
-        if cause.kind in (Kind.MESSAGE_NOW, Kind.LOST_NOW, Kind.CANCELLED_NOW):
+    def resumed(self, task: Task, cause: Cause | None) -> None:
+        at_once = (Kind.MESSAGE_NOW, Kind.LOST_NOW, Kind.CANCELLED_NOW)
+        if cause is not None and cause.kind in at_once:
             self.readers[task.node.rank].take(task.id, cause.kind)
 
 

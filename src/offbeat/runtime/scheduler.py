@@ -183,13 +183,10 @@ class Scheduler:
     ) -> None:
         if task.outcome is not None:
             return
-        if cause is not None:
-            self.executor.resumed(task, cause)
+        self.executor.resumed(task, cause)
         self._current = task
         send = task.coroutine.send
         spins = 0
-        if task.id == 0:
-            self.executor.continued(task)
         while True:
             try:
                 if error is None:

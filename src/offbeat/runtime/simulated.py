@@ -17,6 +17,7 @@ from ..parameters import Dense, joined
 from ..runs import Metrics, Run
 from ..suspensions import Gradient, GradientRequest, Group, Meet, PeerLost, Receive
 from ..trace import Trace
+from .causes import Cause
 from .clock import SECOND, VirtualClock, nanoseconds
 from .errors import RunError
 from .executor import Executor
@@ -347,11 +348,12 @@ class Simulation(Executor):
     def waited(self, task: Task) -> None:
         self._waiting_since[task.node.rank] = self.clock.now
 
-    def continued(self, task: Task) -> None:
-        rank = task.node.rank
-        since = self._waiting_since.pop(rank, None)
-        if since is not None and since < self.clock.now:
-            self.trace.rows["waits"].append((rank, since, self.clock.now))
+    def resumed(self, task: Task, cause: Cause | None) -> None:
+        if task.id == 0:
+            rank = task.node.rank
+            since = self._waiting_since.pop(rank, None)
+            if since is not None and since < self.clock.now:
+                self.trace.rows["waits"].append((rank, since, self.clock.now))
 
     # Events
 

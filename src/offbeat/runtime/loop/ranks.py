@@ -75,6 +75,7 @@ class RankHost(Host):
             on_failure=lambda error: None,
             on_tick=self._end_with_program,
             journals=journals,
+            traces=False,
             on_word=self._on_word_of,
         )
 
@@ -85,6 +86,8 @@ class RankHost(Host):
 
     def await_request(self, timeout: float) -> tuple[Task, GradientRequest] | None:
         """As `next_request`, in the user's thread, which is the transport's meanwhile."""
+        if self.requests and not self._is_full():
+            return self.serve_request(timeout)  # There is nothing to be served first.
         with deferred_signals(self.transport.wake) as arrived:
             return self.serve_request(timeout, until=lambda: arrived)
 
