@@ -210,11 +210,11 @@ def interrupted(out: Path) -> None:
         # Whoever started the server of forks may have ignored interrupts, or held them back.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        timer = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT))
+        timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
     began = time.monotonic()
     try:
-        train(AllReduceSGD(), steps=3, rest=20.0)
+        train(AllReduceSGD(), steps=3, rest=6.0)
     except KeyboardInterrupt:
         print(f"interrupted after {time.monotonic() - began:.1f} s", flush=True)
 
@@ -224,7 +224,7 @@ def test_an_interrupt_ends_a_wait_at_once(tmp_path: Path):
     first, second = run_ranks(interrupted, 2, tmp_path)
     assert first.returncode == 0, first.output
     assert "interrupted after" in first.output
-    assert float(first.output.split("interrupted after ")[1].split()[0]) < 6.0
+    assert float(first.output.split("interrupted after ")[1].split()[0]) < 4.0
     assert second.returncode == 1
     assert "RunError" in second.output
     assert time.monotonic() - began < 60.0

@@ -2,7 +2,8 @@
 
 The floor is two processes that train alone at the same time, in a plain loop; with the allocator's
 defaults or with offbeat's setting of it, whichever is the faster. What a contestant takes above it
-is the price of its communication; ratios are of these. Figures of when the two cores were far from
+is the price of its communication; ratios are of these. D-PSGD by hand is what is left of that where
+nothing is general. Figures of when the two cores were far from
 each other do not count.
 """
 
@@ -20,7 +21,7 @@ from common.cores import Trials
 from common.figures import Part
 from common.groups import Contestant, Group
 from common.workloads import RandomData
-from rivals import decent, floor, gloo
+from rivals import by_hand, decent, floor, gloo
 
 from offbeat.method import Method
 from offbeat.methods import DPSGD, AllReduceSGD, StochasticGradientPush
@@ -52,6 +53,7 @@ def _measure(network: str, rounds: int, steps: int) -> Part:
             "alone": group(floor.alone, False),
             "alone, freed memory kept": group(floor.alone, True),
             "DDP": group(gloo.ddp),
+            "D-PSGD by hand": group(by_hand.d_psgd),
         }
         if importlib.util.find_spec("decent_dp"):
             for topology in TOPOLOGIES:

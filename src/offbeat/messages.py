@@ -111,7 +111,7 @@ class Codec:
             moved.__dict__[name] = message.__dict__[name].to(device)
         return moved  # pyright: ignore[reportReturnType]
 
-    def parts(self, message: object, pool: Pool | None = None) -> list[bytes | Tensor]:
+    def parts(self, message: object, pool: Pool | None = None) -> tuple[bytes, *tuple[Tensor, ...]]:
         """The message as its header and its tensors, all contiguous and on the CPU.
 
         A tensor that is so already is not copied; another is, if large into a slot of `pool`.
@@ -139,7 +139,7 @@ class Codec:
         except struct.error as error:
             held = ", ".join(f"{n} = {v}" for n, v in zip(self.numbers, numbers, strict=True))
             raise MessageError(f"{self.name}: {error} ({held})") from None
-        return [packed, *tensors]
+        return (packed, *tensors)
 
     def unpack(self, parts: Sequence[Buffer]) -> Any:
         """The message whose tensors are views of the parts after the first, its header.

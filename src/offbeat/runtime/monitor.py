@@ -175,8 +175,9 @@ class Monitor(Executor):
 
     def tell(self, host: int, message: Any) -> None:
         """Send a message to another host itself."""
+        packed, *tensors = codec_of(type(message)).parts(message)
         envelope = _ENVELOPE.pack(self.index, _NO_NODE, self.elapsed)
-        self.transport.send(host, envelope, *codec_of(type(message)).parts(message))
+        self.transport.send(host, envelope + packed, *tensors)
 
     # What nodes ask
 
@@ -210,9 +211,9 @@ class Monitor(Executor):
             self.records.received[pair] += 1
             self.scheduler.deliver(to, node.rank, codec.copy(message))
             return
-        parts = codec.parts(message, self.transport.pool)
+        packed, *tensors = codec.parts(message, self.transport.pool)
         envelope = _ENVELOPE.pack(node.rank, to, self.elapsed)
-        if to not in self.departed and self.transport.send(host, envelope, *parts):
+        if to not in self.departed and self.transport.send(host, envelope + packed, *tensors):
             self.records.sent[pair] += 1
             self.records.bytes_sent += codec.size(message)
         else:
@@ -342,14 +343,14 @@ class Monitor(Executor):
             self._on_order(parts[0])
             return
         try:
-            envelope, *content = parts
-            source, to, sent = _ENVELOPE.unpack(envelope)
-            message = unpack(content)
-        except (struct.error, ValueError) as error:
+            source, to, sent = _ENVELOPE.unpack_from(parts[0])
+            parts[0] = parts[0][_ENVELOPE.size :]
+            message = unpack(parts)
+        except (struct.error, ValueError, IndexError) as error:
             self.fail(RunError(f"host {host} sent what is no message: {error}"))
             return
         # Only the message refers to its memory now, and only who takes it to the message.
-        del parts[:], envelope, content
+        del parts[:]
         with self.lock:
             if to == _NO_NODE:
                 self.heard.setdefault(host, deque()).append(message)

@@ -292,7 +292,9 @@ class Pool:
             self._dropped.append(slot)
 
     def _slot_of(self, tensor: Tensor) -> Slot | None:
-        return self._by_address.get(tensor.untyped_storage().data_ptr())
+        # Most begin where their slot does, and to ask for the storage takes longer.
+        found = self._by_address.get(tensor.data_ptr())
+        return found or self._by_address.get(tensor.untyped_storage().data_ptr())
 
     def _next_token(self) -> int:
         self._tokens += 1

@@ -18,7 +18,6 @@ from typing import Any
 
 from ..experiment import Experiment
 from .assignment import Assignment
-from .child_process import main
 
 PRELOADED = ("offbeat.runtime.child_process", "sklearn.datasets")
 """Imported once, before the processes are forked: what takes each of them seconds otherwise."""
@@ -38,6 +37,13 @@ class _Started:
     lifeline: Any
     """It ends when the other end of this pipe does."""
     reported: bool = False
+
+
+def _main(assignment: Assignment, lifeline: Any) -> None:
+    # Imported in the server of forks; here nobody needs it, nor the second that it takes.
+    from .child_process import main
+
+    main(assignment, lifeline)
 
 
 class Spawner:
@@ -61,7 +67,7 @@ class Spawner:
             signal.pthread_sigmask(signal.SIG_SETMASK, masked)
         for assignment in assignments:
             ours, theirs = context.Pipe()
-            process = context.Process(target=main, args=(assignment, theirs), daemon=True)
+            process = context.Process(target=_main, args=(assignment, theirs), daemon=True)
             self._started[assignment.host] = _Started(process, ours)
             process.start()
             theirs.close()
