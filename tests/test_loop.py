@@ -172,6 +172,10 @@ def test_one_rank_alone_is_the_plain_loop_to_the_bit(monkeypatch: pytest.MonkeyP
             optimizer.zero_grad()
     final = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
     assert torch.equal(final, expected)
+    # Nobody reads a trace here, and in a long job it would take all memory.
+    records = optimizer.host.records
+    assert records.computed == 25
+    assert not any(records.trace.rows.values())
 
 
 def test_models_that_differ_are_refused_on_the_rank_that_differs(tmp_path: Path):

@@ -13,8 +13,10 @@ from torch import nn
 from loop_job import flat
 from loop_ranks import assert_fine, rank_and_size, run_ranks
 from offbeat import methods
+from offbeat.messages import message
 from offbeat.methods import METHODS, SGD
 from offbeat.methods.gathering import Gathered, GatheringSGD
+from offbeat.node import Node
 from offbeat.runtime.errors import RunError
 from offbeat.runtime.loop import distribute
 
@@ -145,3 +147,69 @@ def test_a_state_is_a_copy_and_a_recorded_job_is_not_resumed(tmp_path: Path):
     )
     with recorded, pytest.raises(ValueError, match="a recorded job cannot be resumed"):
         recorded.load_state_dict(saved)
+
+
+class Jittered(SGD):
+    """Draws, in every third round twice before it asks for its gradient, in every second after."""
+
+    async def step(self, node: Node) -> None:
+        scale = node.rng.random() + node.rng.random() if node.round % 3 == 0 else 1.0
+        gradient = await node.gradient()
+        node.apply(gradient, lr_scale=scale if node.round % 2 else scale * node.rng.random())
+
+
+@pytest.mark.parametrize("saved_after", range(1, 7))
+def test_what_was_drawn_before_a_gradient_is_drawn_again(saved_after: int):
+    model, optimizer, scheduler = job(Jittered(), 0, 0)
+    with optimizer:
+        steps(model, optimizer, scheduler, 0, 0, saved_after)
+        saved = optimizer.state_dict()
+        rates = scheduler.state_dict()
+        steps(model, optimizer, scheduler, 0, saved_after, 9)
+    uninterrupted = flat(model)
+    model, optimizer, scheduler = job(Jittered(), 0, 1)
+    with optimizer:
+        steps(model, optimizer, scheduler, 0, 0, 2)
+        optimizer.load_state_dict(saved)
+        scheduler.load_state_dict(rates)
+        steps(model, optimizer, scheduler, 0, saved_after, 9)
+    assert torch.equal(flat(model), uninterrupted)
+
+
+@message
+class Note:
+    number: int
+
+
+class Talkative(SGD):
+    """Hears from another worker, or from itself, before it asks for its gradient."""
+
+    messages = (Note,)
+
+    async def step(self, node: Node) -> None:
+        # Each waits for the other, and what it says to itself is here already.
+        if node.rank == 0:
+            node.send(node.workers[-1], Note(node.round))
+        await node.recv(Note)
+        if node.rank != 0:
+            node.send(0, Note(node.round))
+        node.apply(await node.gradient())
+
+
+def talk(out: Path) -> None:
+    rank, _ = rank_and_size()
+    model, optimizer, scheduler = job(Talkative(), rank, 0)
+    with optimizer:
+        steps(model, optimizer, scheduler, rank, 0, 3)
+        optimizer.state_dict()
+
+
+REFUSED = "this method cannot be saved inside a loop: in a round, it reads messages"
+
+
+def test_who_reads_before_its_gradient_cannot_be_saved(tmp_path: Path):
+    ended = run_ranks(talk, 2, tmp_path)
+    assert [one.returncode for one in ended] == [1, 1]
+    assert any(REFUSED in one.output for one in ended)
+    with pytest.raises(RunError, match=REFUSED):
+        talk(tmp_path)
