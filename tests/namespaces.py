@@ -219,7 +219,7 @@ def _remove(namespace: str) -> None:
 def _reap(pid: int) -> None:
     """Wait for a killed process; a child of this one stays for whoever holds it to wait for."""
     while (state := _state(pid)) is not None and state != "Z":
-        os.sched_yield()
+        time.sleep(0.002)
 
 
 def _stat(pid: int) -> list[str]:

@@ -105,6 +105,7 @@ def wait_for_traffic(host: NetworkHost, size: int) -> None:
     least = int(host.run(command).stdout) + size
     while int(host.run(command).stdout) < least:
         assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("method", ["StochasticGradientPush", "ADPSGD", "AsyncSGD"])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from offbeat.cli import main
 from offbeat.cluster import Fault
 from offbeat.experiment import Budget
 from offbeat.method import Method
@@ -253,9 +254,14 @@ def test_a_run_whose_launcher_is_killed_is_resumed_to_the_bit(tmp_path: Path):
         ),
     ],
 )
-def test_bad_options_are_one_line(options: list[str], text: str, tmp_path: Path):
-    command = [sys.executable, "-m", "offbeat", "run", *options]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
-    assert done.returncode == 2
-    assert done.stderr == f"offbeat: {text}\n"
+def test_bad_options_are_one_line(
+    options: list[str],
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", *options]) == 2
+    assert capsys.readouterr().err == f"offbeat: {text}\n"
     assert not list(tmp_path.iterdir())

@@ -197,7 +197,7 @@ def are_gone(pids):
     while time.monotonic() < until:
         if not any(Path(f"/proc/{pid}").exists() for pid in pids):
             return True
-        os.sched_yield()
+        time.sleep(0.02)
     return False
 
 
@@ -206,7 +206,7 @@ def wait_for(condition, process):
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
-        os.sched_yield()
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
