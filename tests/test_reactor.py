@@ -1,7 +1,9 @@
 """The reactor: who serves, and that there is always somebody who does."""
 
 import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -157,3 +159,35 @@ def test_a_handler_that_fails_in_another_thread_ends_it_with_a_report(served: Se
     assert [type(error) for error in served.errors] == [ZeroDivisionError]
     os.close(reading)
     os.close(writing)
+
+
+class Alarm(Exception):
+    pass
+
+
+def test_a_signal_s_exception_in_who_hands_over_leaves_nothing_locked() -> None:
+    def strike(number: int, frame: object) -> None:
+        raise Alarm
+
+    served = Served()
+    struck = 0
+    before = signal.signal(signal.SIGALRM, strike)
+    ends = time.monotonic() + PATIENCE
+    try:
+        while struck < 100 and time.monotonic() < ends:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.0002 + 0.00001 * (struck % 10))
+                while True:
+                    served.reactor._left = 1.0  # As if another thread had just served.
+                    served.reactor.hand_over()
+            except Alarm:
+                struck += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert struck == 100
+    stopping = threading.Thread(target=served.reactor.stop, daemon=True)
+    stopping.start()
+    stopping.join(PATIENCE)
+    assert not stopping.is_alive()
+    assert served.ended.is_set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from .draws import Draws
 from .parameters import Dense, Layout
 from .schedule import Schedule
 from .stepping import OptimizerFactory, OuterOptimizer, ParameterOptimizer
@@ -111,9 +111,8 @@ class Node:
     """Rounds of `step` or `serve` that this node has completed."""
 
     def __post_init__(self) -> None:
-        self._rng = random.Random(f"{self.seed}/{self.rank}")
-        self._random_before: Any = None
-        self._keeps_random = False
+        self.rng = Draws(f"{self.seed}/{self.rank}")
+        """This node's own random numbers, the same in every runtime."""
         self.versions = [0] * (1 if self.is_server else max(1, len(self.shards)))
         self.requests = 0
         self.samples = 0
@@ -184,25 +183,6 @@ class Node:
         return neighbors(topology, len(self.workers), self.rank, self.round, live)
 
     # State
-
-    @property
-    def rng(self) -> random.Random:
-        """This node's own random numbers, the same in every runtime: ask for them in each round."""
-        if self._keeps_random:
-            self._random_before, self._keeps_random = self._rng.getstate(), False
-        return self._rng
-
-    def keep_random(self) -> None:
-        """From now on `random_before` is what the state of `rng` is now.
-
-        A copy is made only if somebody asks for `rng`: it has 625 numbers.
-        """
-        self._random_before, self._keeps_random = None, True
-
-    @property
-    def random_before(self) -> Any:
-        """Of `random.Random.getstate`, when `keep_random` was called."""
-        return self._rng.getstate() if self._random_before is None else self._random_before
 
     def state(self, state_type: type[S]) -> S:
         """This node's own durable state of that type, made by `state_type()` at the first call."""

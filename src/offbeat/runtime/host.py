@@ -213,9 +213,22 @@ class Host(Monitor):
                 self.changed.wait_for(self._has_news, timeout)
             if not self.requests or self._has_ended():
                 return None
-            task, request = self.requests.popleft()
-            self.computing = task.node.rank
-            return task, request
+            return self._taken()
+
+    def _taken(self) -> tuple[Task, GradientRequest]:
+        task, request = self.requests.popleft()
+        self.computing = task.node.rank
+        return task, request
+
+    def request_at_once(self) -> tuple[Task, GradientRequest] | None:
+        """A request that is here, if no connection needs to be served until its gradient is.
+
+        Unlike `serve_request` it leaves the transport alone.
+        """
+        with self.lock:
+            if not self.requests or self._has_ended() or not self._may_be_deaf(*self.requests[0]):
+                return None
+            return self._taken()
 
     def serve_request(
         self, timeout: float | None = None, until: Callable[[], object] = lambda: False

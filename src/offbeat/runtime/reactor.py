@@ -4,6 +4,7 @@ It has a thread of its own; another one that has nothing else to do may `serve` 
 then what arrives for it wakes nobody but itself.
 """
 
+import contextlib
 import select
 import socket
 import sys
@@ -64,8 +65,12 @@ class Reactor:
         """When another thread has served last."""
         self.is_busy = False
         """Before `after_events`, which is still to be called."""
-        self._called = threading.Event()
-        """Its own thread is to serve, or to end, at once."""
+        self._called = threading.Lock()
+        """Released when its own thread is to serve, or to end, at once.
+
+        A lock, for an exception out of a signal's handler may strike whoever calls, and would leave
+        an Event locked inside."""
+        self._called.acquire()
         self._thread = threading.Thread(target=self._run, name=name)
         self._own: int | None = None
         """That thread."""
@@ -91,7 +96,7 @@ class Reactor:
         """End the thread, and wait for that unless it is the caller's own."""
         self.stopping = True
         self.waker.wake()
-        self._called.set()
+        self._call_own()
         if not self.is_current:
             self._thread.join()
 
@@ -127,7 +132,11 @@ class Reactor:
         """Let its own thread serve at once, after another one did."""
         if self._left > 0:
             self._left = -GRACE_SECONDS
-            self._called.set()
+            self._call_own()
+
+    def _call_own(self) -> None:
+        with contextlib.suppress(RuntimeError):  # It has been called already.
+            self._called.release()
 
     def watch(
         self,
@@ -191,8 +200,7 @@ class Reactor:
     def _stand_by(self) -> None:
         """Wait while another thread serves, or may soon serve again."""
         while not self.stopping and (self._wanted or time.monotonic() - self._left < GRACE_SECONDS):
-            self._called.wait(GRACE_SECONDS)
-            self._called.clear()
+            self._called.acquire(timeout=GRACE_SECONDS)
 
     def _serve_once(self) -> None:
         """Wait for what is next, and do it. With the turn."""

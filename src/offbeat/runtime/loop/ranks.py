@@ -86,8 +86,8 @@ class RankHost(Host):
 
     def await_request(self, timeout: float) -> tuple[Task, GradientRequest] | None:
         """As `next_request`, in the user's thread, which is the transport's meanwhile."""
-        if self.requests and not self._is_full():
-            return self.serve_request(timeout)  # There is nothing to be served first.
+        if (asked := self.request_at_once()) is not None:
+            return asked
         with deferred_signals(self.transport.wake) as arrived:
             return self.serve_request(timeout, until=lambda: arrived)
 

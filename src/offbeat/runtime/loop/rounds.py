@@ -41,7 +41,7 @@ class Round:
 
     def __init__(self, scheduler: Scheduler, task: Task, sent: Sent) -> None:
         self.node = task.node
-        self.node.keep_random()
+        self.node.rng.keep()
         self.began = Moment.of(scheduler, task, sent)
         self.asked: Moment | None = None
 
@@ -101,9 +101,9 @@ def rewound(
 
 @contextlib.contextmanager
 def _beginning(own: Round, worker: Task) -> Generator[None]:
-    before, rng, fresh = own.node.random_before, own.node.rng, worker.fresh
+    rng, fresh = own.node.rng, worker.fresh
     random = rng.getstate()
-    rng.setstate(before)
+    rng.setstate(rng.kept)
     worker.fresh = True
     try:
         yield
