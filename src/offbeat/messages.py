@@ -100,10 +100,7 @@ class Codec:
 
     def to(self, message: T, device: torch.device) -> T:
         """The message with its tensors on that device; itself if they are there."""
-        for name in self.tensors:
-            if message.__dict__[name].device != device:
-                break
-        else:
+        if all(message.__dict__[name].device == device for name in self.tensors):
             return message
         moved = object.__new__(self.cls)
         moved.__dict__.update(message.__dict__)

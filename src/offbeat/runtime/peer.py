@@ -22,7 +22,7 @@ from .outbox import SLOT, Outbox
 from .payload import Where, compose, split
 from .reactor import Reactor
 from .slots import SHARED_FROM, Loan, Place, Pool, Return
-from .tls import TLSSocket, has_pending
+from .tls import has_pending
 
 Part: TypeAlias = "bytes | bytearray | memoryview | Tensor"
 AHEAD = 1 << 14
@@ -79,7 +79,6 @@ class Peer:
         """Bytes of the outbox that `on_queued` knows of."""
         self._shares = sock.family == socket.AF_UNIX
         """Payloads may be lent in slots: it is on this machine."""
-        self._is_private = isinstance(sock, TLSSocket)
         self.pulse = None if self._shares else Pulse(sock, time.monotonic(), patience)
         self._known: set[int] = set()
         """Slots of ours that it has been handed."""
@@ -146,7 +145,7 @@ class Peer:
     @property
     def has_more(self) -> bool:
         """Whether there is a frame that needs no event to be read."""
-        return self._reader.has_staged or (self._is_private and has_pending(self.sock))
+        return self._reader.has_staged or has_pending(self.sock)
 
     @property
     def is_drained(self) -> bool:
@@ -269,8 +268,7 @@ class Peer:
             return False
         if self.pulse is not None:
             self.pulse.wrote(sent, time.monotonic())
-        if self.outbox.nbytes != self._queued:
-            self._tell()
+        self._tell()
         if self.leaving and not self.outbox:
             # The peer may still be sending: closing now would reset the connection and lose
             # what is under way to it. It answers the goodbye by closing its end.

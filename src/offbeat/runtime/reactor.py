@@ -72,8 +72,6 @@ class Reactor:
         an Event locked inside."""
         self._called.acquire()
         self._thread = threading.Thread(target=self._run, name=name)
-        self._own: int | None = None
-        """That thread."""
 
     def start(self) -> None:
         self._thread.start()
@@ -81,7 +79,7 @@ class Reactor:
     @property
     def is_current(self) -> bool:
         """Whether the caller is a handler, or its own thread."""
-        return threading.get_ident() in (self._own, self._server)
+        return threading.get_ident() in (self._thread.ident, self._server)
 
     def call_soon(self, fn: Callable[[], None]) -> bool:
         """Run `fn` as a handler, in order of the calls; False if the reactor has ended."""
@@ -107,18 +105,12 @@ class Reactor:
 
         Returns:
             False if the reactor has been stopped.
-
-        Raises:
-            RuntimeError: the caller serves already.
         """
-        caller = threading.get_ident()
-        if caller in (self._own, self._server):
-            raise RuntimeError("serve() in a callback would wait for its own thread")
         self._wanted = True
         if self._polling:
             self.waker.wake()
         with self._turn:
-            self._server = caller
+            self._server = threading.get_ident()
             try:
                 while not self.stopping and not until():
                     self._serve_once()
@@ -180,7 +172,6 @@ class Reactor:
         self._epoll.close()
 
     def _run(self) -> None:
-        self._own = threading.get_ident()
         while not self.stopping:
             self._stand_by()
             with self._turn:

@@ -284,6 +284,7 @@ class Transport:
         after every event, every tick and every `wake`. Afterwards the transport's own thread takes
         over after some hundredths of a second, or at once upon `hand_over`.
         """
+        self._forbid_in_thread("serve")
         return self._mesh.reactor.serve(until)
 
     def hand_over(self) -> None:
