@@ -288,9 +288,13 @@ def hook_s(tmp_path_factory: pytest.TempPathFactory) -> list:
         )
         for rank in range(WORKERS)
     ]
-    for process in ranks:
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said
+    try:
+        said = [process.communicate(timeout=120)[1] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+            process.communicate()
+    assert [process.returncode for process in ranks] == [0] * WORKERS, said
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORKERS)]
 
 

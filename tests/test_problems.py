@@ -1,4 +1,5 @@
 import inspect
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from offbeat.problems import (
     Supervised,
 )
 from offbeat.problems.classification import class_beyond
+from offbeat.problems.digits import read_digits
 from offbeat.problems.holdout import hold_out
 
 
@@ -191,6 +193,15 @@ def test_held_out_parts_are_disjoint_stable_and_stratified(targets, fraction):
 def test_what_has_no_classes_is_held_out_at_even_distances():
     split = Split(torch.arange(10), torch.linspace(5, 3, 10))
     assert hold_out(split, 0.2)[1].inputs.tolist() == [2, 7]
+
+
+def test_digits_are_those_that_scikit_learn_loads():
+    from sklearn.datasets import load_digits
+
+    theirs: Any = load_digits()
+    pixels, classes = read_digits()
+    assert np.array_equal(pixels, theirs.data)
+    assert np.array_equal(classes, theirs.target)
 
 
 def test_digits_parts_hold_every_image_once_and_every_class_alike():

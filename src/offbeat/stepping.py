@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from .bare import bare_step, compiler_left_out
 from .optim.layerwise import Layerwise
 from .parameters import Dense, Layout
 from .stepped import Stepped, is_like, join_neighbours, join_states, own_count
@@ -47,7 +47,8 @@ class ParameterOptimizer:
         self._layout = layout
         self._vector = parameters
         self._tensors = [nn.Parameter(view) for view in layout.views(parameters)]
-        self.inner = factory(list(zip(layout.names, self._tensors, strict=True)))
+        with compiler_left_out():
+            self.inner = factory(list(zip(layout.names, self._tensors, strict=True)))
         self._groups: list[list[nn.Parameter]] = [g["params"] for g in self.inner.param_groups]
         self._only_reads = _only_reads(self.inner)
         self.part: slice | None = None
@@ -57,7 +58,7 @@ class ParameterOptimizer:
         self._arrange(joined=False)
         if self._may_join:
             self.remember(self.remembered())
-        self._step = _unobserved_step(self.inner)
+        self._step = bare_step(self.inner)
         refusal = UNUSABLE.get(type(self.inner).__name__)
         if refusal is not None:
             raise ValueError(f"optimizer {type(self.inner).__name__} cannot be used: {refusal}")
@@ -293,20 +294,3 @@ def _only_reads(optimizer: Optimizer) -> bool:
             return False
     torchs = type(optimizer).__module__.startswith("torch.optim.")
     return torchs or isinstance(optimizer, Layerwise)
-
-
-def _unobserved_step(optimizer: Optimizer) -> Callable[[], object]:
-    """`optimizer.step` without what torch does around it at every call, and the same arithmetic.
-
-    On a small model the profiler's record, the step hooks and the choice of an implementation
-    cost twice as much as the step itself.
-    """
-    for group in optimizer.param_groups:
-        on_cpu = all(p.device.type == "cpu" for p in group["params"])
-        if on_cpu and group.get("foreach", True) is None and group.get("fused") is None:
-            group["foreach"] = False  # What torch chooses on a CPU.
-    hooks = [*optimizer._optimizer_step_pre_hooks, *optimizer._optimizer_step_post_hooks]
-    step = type(optimizer).step
-    if getattr(step, "hooked", False) and not hooks:
-        return partial(step.__wrapped__, optimizer)  # pyright: ignore[reportFunctionMemberAccess]
-    return partial(step, optimizer)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from ..problems.digits import read_digits
 from .kinds import PerceptronCosts
 from .problem import Instance, SparseProblem, at_least
 
@@ -37,14 +38,11 @@ class Perceptron(SparseProblem):
         at_least(1, hidden=self.hidden)
 
     def build(self, precision: DTypeLike) -> Instance:
-        # Here, because it takes a second to import.
-        from sklearn.datasets import load_digits
-
-        digits: Any = load_digits()
+        pixels, labels = read_digits()
         rng = np.random.default_rng(self.seed)
-        order = rng.permutation(len(digits.target))
+        order = rng.permutation(len(labels))
         tested = round(TESTED * len(order))
-        inputs, labels = digits.data / 16, digits.target.astype(np.int64)
+        inputs = pixels / 16
         test, train = order[:tested], order[tested:]
         return perceptron_instance(
             inputs[train],

@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
+from importlib.util import find_spec
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from offbeat.problems.classification import Classification
@@ -53,14 +56,24 @@ class Digits(Classification):
         return _load(self.validation)
 
 
+def read_digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Pixels (1797, 64), from 0 to 16, and classes (1797,), as scikit-learn's `load_digits`.
+
+    Its file is read without it, for to import that takes a second at the start of every process.
+    """
+    scikit = find_spec("sklearn")
+    assert scikit is not None
+    assert scikit.submodule_search_locations is not None
+    (package,) = scikit.submodule_search_locations
+    rows = np.loadtxt(Path(package) / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    return rows[:, :-1], rows[:, -1].astype(np.int64)
+
+
 @lru_cache(maxsize=4)
 def _load(validation: float) -> Data:
-    # Here, because it takes a second to import and most problems do without.
-    from sklearn.datasets import load_digits
-
-    bunch: Any = load_digits()
-    images = torch.from_numpy(np.asarray(bunch.data, dtype=np.float32) / 16)
-    whole = Split(images, torch.from_numpy(np.asarray(bunch.target, dtype=np.int64)))
+    pixels, classes = read_digits()
+    images = torch.from_numpy(np.asarray(pixels, dtype=np.float32) / 16)
+    whole = Split(images, torch.from_numpy(classes))
     rest, test = hold_out(whole, TEST_FRACTION)
     train, held = hold_out(rest, validation)
     return Data(train=train, validation=held, test=test)

@@ -75,6 +75,7 @@ class LIBSVM(Problem):
         ValueError: if a field is out of range, or does not go with the others.
     """
 
+    imports: ClassVar[tuple[str, ...]] = ("sklearn.datasets",)
     summary: ClassVar[Summary | None] = Summary(
         samples="32,561 + 16,281", inputs="123, sparse", classes="2", source="csie.ntu.edu.tw"
     )

@@ -82,6 +82,8 @@ class Problem(ABC):
     batch_size: int
     """Samples of one minibatch; a field of every subclass."""
     summary: ClassVar[Summary | None] = None
+    imports: ClassVar[tuple[str, ...]] = ()
+    """Modules that `data` takes long to import: the processes of a run share one import."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

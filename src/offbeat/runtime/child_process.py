@@ -12,9 +12,6 @@ from typing import Any
 
 import torch
 
-# Optimizers import it when first used, for seconds; the server of forks does it once for all.
-import torch._dynamo  # pyright: ignore[reportUnusedImport]
-
 from . import control
 from .assignment import Assignment
 from .child import Child

@@ -19,7 +19,7 @@ from typing import Any
 from ..experiment import Experiment
 from .assignment import Assignment
 
-PRELOADED = ("offbeat.runtime.child_process", "sklearn.datasets")
+PRELOADED = ("offbeat.runtime.child_process",)
 """Imported once, before the processes are forked: what takes each of them seconds otherwise."""
 
 
@@ -54,9 +54,11 @@ class Spawner:
 
     def start(self, assignments: Iterable[Assignment]) -> None:
         """Start one process for each assignment."""
+        assignments = list(assignments)
+        imports = {name for a in assignments for name in a.experiment.problem.imports}
         # One server process imports torch once; every child is forked from it, not from here.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(PRELOADED))
+        context.set_forkserver_preload([*PRELOADED, *sorted(imports)])
         # Interrupts are the coordinator's to handle; the server inherits that they are blocked.
         # The tracker comes first, for its own start unblocks them.
         resource_tracker.ensure_running()

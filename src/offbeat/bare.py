@@ -1,0 +1,126 @@
+"""Bare optimizers: torch's own, without what torch does around their construction and their steps.
+
+Both import its compiler, which takes longer than many a run's first second, and on a small model
+what surrounds a step costs twice as much as the step itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Generator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+_COMPILER = "torch._dynamo"
+_NOT_COMPILED = "__dynamo_disable"
+"""Where torch keeps, of a function that it does not compile, the form that it calls instead."""
+
+
+@contextlib.contextmanager
+def compiler_left_out() -> Generator[None]:
+    """Optimizers constructed in the block do not import torch's compiler."""
+    construct: Any = getattr(Optimizer.add_param_group, "__wrapped__", None)
+    if construct is None or _COMPILER in sys.modules or hasattr(construct, _NOT_COMPILED):
+        yield
+        return
+    setattr(construct, _NOT_COMPILED, construct)
+    try:
+        yield
+    finally:
+        delattr(construct, _NOT_COMPILED)
+
+
+def bare_step(optimizer: Optimizer) -> Callable[[], object]:
+    """`optimizer.step`, with the same arithmetic and its hooks.
+
+    Left out are, where there are no hooks, the profiler's record, the choice of an implementation
+    and the compiler's breaks.
+    """
+    for group in optimizer.param_groups:
+        on_cpu = all(p.device.type == "cpu" for p in group["params"])
+        if on_cpu and group.get("foreach", True) is None and group.get("fused") is None:
+            group["foreach"] = False  # What torch chooses on a CPU.
+    hooks = [*optimizer._optimizer_step_pre_hooks, *optimizer._optimizer_step_post_hooks]
+    step: Any = type(optimizer).step
+    if hooks or not getattr(step, "hooked", False):
+        return partial(step, optimizer)
+    if type(optimizer) is SGD and all(map(_is_simple, optimizer.param_groups)):
+        return partial(_sgd_step, optimizer)
+    step = step.__wrapped__
+    code = getattr(step, "__code__", None)
+    breaks = code is not None and code.co_name == "_use_grad"
+    if breaks and not optimizer.defaults.get("differentiable"):
+        return partial(_without_grad, step.__wrapped__, optimizer)
+    return partial(step, optimizer)
+
+
+def _is_simple(group: Mapping[str, Any]) -> bool:
+    """Whether SGD steps tensors one by one, or all at once by one call."""
+    kinds = {(parameter.device, parameter.dtype) for parameter in group["params"]}
+    alike = len(kinds) == 1 if group["fused"] else group["foreach"] is False
+    return alike and not group["differentiable"] and not isinstance(group["lr"], Tensor)
+
+
+def _sgd_step(optimizer: Optimizer) -> None:
+    """SGD's step, with the same bits as torch's."""
+    with torch.no_grad():
+        for group in optimizer.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            (_fused_sgd if group["fused"] else _sgd)(optimizer, group, parameters)
+
+
+def _sgd(optimizer: Optimizer, group: Mapping[str, Any], parameters: list[Tensor]) -> None:
+    momentum, decay = group["momentum"], group["weight_decay"]
+    for parameter in parameters:
+        gradient: Any = parameter.grad
+        if group["maximize"]:
+            gradient = -gradient
+        if decay:
+            gradient = gradient.add(parameter, alpha=decay)
+        if momentum:
+            state = optimizer.state[parameter]
+            velocity = state.get("momentum_buffer")
+            if velocity is None:
+                velocity = state["momentum_buffer"] = gradient.clone()
+            else:
+                velocity.mul_(momentum).add_(gradient, alpha=1 - group["dampening"])
+            nesterov = group["nesterov"]
+            gradient = gradient.add(velocity, alpha=momentum) if nesterov else velocity
+        parameter.add_(gradient, alpha=-group["lr"])
+
+
+def _fused_sgd(optimizer: Optimizer, group: Mapping[str, Any], parameters: list[Tensor]) -> None:
+    momentum: float = group["momentum"]
+    velocities: list[Tensor] = []
+    first = False
+    if momentum:
+        states = [optimizer.state[parameter] for parameter in parameters]
+        first = all(state.get("momentum_buffer") is None for state in states)
+        if first:
+            for parameter, state in zip(parameters, states, strict=True):
+                state["momentum_buffer"] = torch.empty_like(parameter)
+        velocities = [state["momentum_buffer"] for state in states]
+    gradients: list[Any] = [parameter.grad for parameter in parameters]
+    if parameters:
+        torch._fused_sgd_(  # pyright: ignore[reportPrivateImportUsage]
+            parameters,
+            gradients,
+            velocities,
+            weight_decay=group["weight_decay"],
+            momentum=momentum,
+            lr=group["lr"],
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+            is_first_step=first,
+        )
+
+
+def _without_grad(step: Callable[[Optimizer], object], optimizer: Optimizer) -> None:
+    with torch.no_grad():
+        step(optimizer)
