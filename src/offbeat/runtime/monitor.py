@@ -29,6 +29,7 @@ from .clock import SECOND, nanoseconds
 from .control import COORDINATOR
 from .errors import RunError
 from .executor import Executor
+from .huge_pages import HugePages
 from .records import Records
 from .scheduler import Scheduler
 from .slots import SHARED_FROM
@@ -120,6 +121,8 @@ class Monitor(Executor):
         self._early: list[tuple[int, int, Any, int]] = []
         self._tick = on_tick
         self._when_whole: list[Callable[[], None]] = []
+        neighbours = {h for h in placement if self.machines[h] == self.machines[index]}
+        self._pages = HugePages.of_one_of(len(neighbours))
         self.transport = Transport(
             index,
             listen,
@@ -410,5 +413,7 @@ class Monitor(Executor):
             self._drain()
 
     def _on_tick(self) -> None:
+        if self._pages is not None:
+            self._pages.tick()
         if self._tick is not None:
             self._tick()

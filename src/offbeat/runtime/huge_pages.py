@@ -1,0 +1,77 @@
+"""Huge pages: a process that goes on for a while gets its memory in pages of two megabytes.
+
+A step of a small model touches thousands of small pages all over Python's and torch's memory, more
+than a processor has the addresses of at hand. The system would do this by itself where it is told
+to, but takes minutes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Self
+
+SETTLED_SECONDS = 5.0
+"""What lives for less than that is not worth it: it takes a third of a second in all."""
+_SYSTEM = Path("/sys/kernel/mm/transparent_hugepage")
+_MADV_COLLAPSE = 25  # Of <linux/mman.h>, since Linux 6.1.
+
+
+class HugePages:
+    """Moves the process's memory piece by piece, at one `tick` after the other.
+
+    Nothing happens where the system's administrator or its age forbid it.
+    """
+
+    def __init__(self) -> None:
+        self._due = time.monotonic() + SETTLED_SECONDS
+        self._moving: Generator[None] | None = None
+
+    @classmethod
+    def of_one_of(cls, processes: int) -> Self | None:
+        """For one of so many processes on a machine; None where there are more than cores.
+
+        They are no serious job, and would each take some memory that they share until then.
+        """
+        return cls() if processes <= (os.cpu_count() or 1) else None
+
+    def tick(self) -> None:
+        if self._moving is None and time.monotonic() >= self._due:
+            self._moving = moving()
+        if self._moving is not None:
+            next(self._moving, None)
+
+
+def moving() -> Generator[None]:
+    """Move what is in memory now, one huge page, some milliseconds, at every `next`."""
+    size = _size()
+    if size is None:
+        return
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for first, last in list(_regions()):
+        for address in range(-(-first // size) * size, last // size * size, size):
+            if madvise(address, size, _MADV_COLLAPSE) == 0:
+                yield
+
+
+def _size() -> int | None:
+    """Bytes of a huge page; None if there are to be none."""
+    try:
+        if "[never]" in (_SYSTEM / "enabled").read_text():
+            return None
+        return int((_SYSTEM / "hpage_pmd_size").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _regions() -> Iterator[tuple[int, int]]:
+    """First and last address of each piece of memory that is this process's, and of no file."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, permissions, _, _, _, *name = line.split(None, 5)
+        if permissions == "rw-p" and (not name or name[0].startswith(("[heap]", "[anon"))):
+            first, last = (int(address, 16) for address in addresses.split("-"))
+            yield first, last

@@ -1,0 +1,83 @@
+"""A process that goes on for a while gets its memory in huge pages."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from offbeat.runtime import huge_pages
+from offbeat.runtime.huge_pages import HugePages, moving
+
+SCRIPT = """
+from pathlib import Path
+from offbeat.runtime.huge_pages import moving
+
+def huge():
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages"))
+
+# In pieces as Python's own objects are, not in one mapping.
+held = [bytes([i % 251]) * 400 for i in range(100_000)]
+before = huge()
+moved = sum(1 for _ in moving())
+assert all(piece == bytes([i % 251]) * 400 for i, piece in enumerate(held))
+print(moved, huge() - before)
+"""
+
+
+def test_memory_is_moved_and_stays_what_it_was() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", SCRIPT], check=True, timeout=120, capture_output=True, text=True
+    )
+    moved, kilobytes = map(int, ended.stdout.split())
+    if not moved:
+        pytest.skip("this system has no huge pages, or cannot move to them")
+    # 43 MB are held at least, of which the edges of every mapping stay where they are.
+    assert moved >= 8
+    assert kilobytes > 0
+
+
+@pytest.mark.parametrize(
+    "files",
+    [{}, {"enabled": "always madvise [never]\n", "hpage_pmd_size": "2097152\n"}],
+    ids=["unknown to the system", "forbidden"],
+)
+def test_nothing_is_moved_where_it_may_not_be(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(huge_pages, "_SYSTEM", tmp_path)
+    monkeypatch.setattr(huge_pages, "_regions", lambda: pytest.fail("memory is looked at"))
+    assert list(moving()) == []
+
+
+def test_one_piece_is_moved_a_tick_once_the_process_is_settled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[int] = []
+
+    def pieces():
+        for number in range(2):
+            done.append(number)
+            yield
+
+    monkeypatch.setattr(huge_pages, "moving", pieces)
+    pages = HugePages()
+    pages.tick()
+    assert done == []
+    settled = time.monotonic() + huge_pages.SETTLED_SECONDS
+    monkeypatch.setattr(time, "monotonic", lambda: settled)
+    seen = []
+    for _ in range(4):
+        pages.tick()
+        seen.append(len(done))
+    assert seen == [1, 2, 2, 2]
+
+
+def test_processes_that_share_cores_share_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    assert HugePages.of_one_of(3) is not None
+    assert HugePages.of_one_of(4) is None
