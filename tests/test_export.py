@@ -10,7 +10,7 @@ from offbeat.cli import main
 from offbeat.cluster import Fault
 from offbeat.methods import ADPSGD, AsyncSGD
 from offbeat.report.export import write_csv_tables, write_perfetto
-from offbeat.trace import LOST, TABLES
+from offbeat.trace import LOST, TABLES, Rows
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +21,10 @@ def run():
         cluster=Cluster(workers=4, slow={2: 4.0}, faults=faults),
         budget=Budget(samples=1600),
     )
-    messages = made.trace.rows["messages"]
-    messages[10] = (*messages[10][:-1], LOST)
+    messages = made.trace.messages.copy()
+    messages["outcome"][10] = LOST
+    made.trace.rows["messages"] = Rows(TABLES["messages"])
+    made.trace.rows["messages"].extend(messages)
     return made
 
 

@@ -19,13 +19,13 @@ class Served:
     """A reactor that notes what it does, and in which thread."""
 
     def __init__(self, tick: float = 1000.0) -> None:
-        self.ticked, self.ended = threading.Event(), threading.Event()
+        self.ticked, self.after, self.ended = (threading.Event() for _ in range(3))
         self.errors: list[BaseException] = []
         self.reactor = Reactor(
             "reactor of a test",
             tick=tick,
             on_tick=lambda now: self.ticked.set(),
-            after_events=lambda: None,
+            after_events=self.after.set,
             on_error=self.errors.append,
             on_end=self.ended.set,
         )
@@ -87,6 +87,46 @@ def test_its_own_thread_comes_back_by_itself(served: Served) -> None:
     for _ in range(3):
         assert served.reactor.serve(lambda: True)
         assert served.thread_of_call() == own
+
+
+def test_a_nudge_ends_the_sleep_of_whoever_serves(served: Served) -> None:
+    for _ in range(20):
+        served.thread_of_call()
+        time.sleep(0.01)  # It sleeps now.
+        served.after.clear()
+        served.reactor.nudge()
+        assert served.after.wait(PATIENCE)
+
+
+def test_a_nudge_while_nobody_sleeps_is_heard_before_anybody_does(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In the midst of a handler: after that.
+    after: list[bool] = []
+    done = threading.Event()
+
+    def nudging() -> None:
+        served.after.clear()
+        served.reactor.nudge()
+        after.append(served.after.is_set())
+        done.set()
+
+    served.reactor.call_soon(nudging)
+    assert done.wait(PATIENCE)
+    assert after == [False]
+    assert served.after.wait(PATIENCE)
+    # Between two turns: at the beginning of the next, which sleeps only then.
+    monkeypatch.setattr(module, "GRACE_SECONDS", 1000.0)
+    assert served.reactor.serve(lambda: True)
+    woken: list[None] = []
+    monkeypatch.setattr(served.reactor.waker, "wake", lambda: woken.append(None))
+    served.after.clear()
+    served.reactor.nudge()
+    assert not served.after.wait(0.1)
+    assert served.reactor.serve(served.after.is_set)
+    assert not woken
+    monkeypatch.undo()
+    served.reactor.hand_over()
 
 
 def test_between_two_turns_of_another_thread_nobody_is_woken(

@@ -138,25 +138,29 @@ class Codec:
             raise MessageError(f"{self.name}: {error} ({held})") from None
         return (packed, *tensors)
 
-    def unpack(self, parts: Sequence[Buffer]) -> Any:
+    def unpack(self, parts: Sequence[Buffer], at: int = 0) -> Any:
         """The message whose tensors are views of the parts after the first, its header.
+
+        Args:
+            at: where in the first part the header begins.
 
         Raises:
             MessageError: the parts are no message of this class.
         """
         packed, *bodies = parts
-        if len(packed) != self.header.size or len(bodies) != len(self.tensors):
+        length = len(packed) - at
+        if length != self.header.size or len(bodies) != len(self.tensors):
             raise MessageError(
-                f"{self.name}: a header of {len(packed)} bytes and {len(bodies)} tensors where "
+                f"{self.name}: a header of {length} bytes and {len(bodies)} tensors where "
                 f"{self.header.size} and {len(self.tensors)} are needed"
             )
-        _, *values = self.header.unpack(packed)
+        _, *values = self.header.unpack_from(packed, at)
         contents: dict[str, Any] = dict(zip(self.numbers, values, strict=False))
-        at = len(self.numbers)
+        first = len(self.numbers)
         for name, body in zip(self.tensors, bodies, strict=True):
-            code, dimensions = values[at], values[at + 1]
-            shape = values[at + 2 : at + 2 + dimensions]
-            at += 2 + MAX_DIMENSIONS
+            code, dimensions = values[first], values[first + 1]
+            shape = values[first + 2 : first + 2 + dimensions]
+            first += 2 + MAX_DIMENSIONS
             if code >= len(DTYPES) or dimensions > MAX_DIMENSIONS or min(shape, default=0) < 0:
                 raise MessageError(f"{self.name}.{name}: not a tensor: dtype {code}, shape {shape}")
             dtype, count = DTYPES[code], math.prod(shape)
@@ -218,19 +222,22 @@ def codec_of(cls: type) -> Codec:
         ) from None
 
 
-def unpack(parts: Sequence[Buffer]) -> Any:
+def unpack(parts: Sequence[Buffer], at: int = 0) -> Any:
     """The message that these parts are; its tensors are views of them, on the CPU.
+
+    Args:
+        at: where in the first part its header begins.
 
     Raises:
         MessageError: an unknown kind, or parts that do not fit it.
     """
-    if not parts or len(parts[0]) < _KIND.size:
+    if not parts or len(parts[0]) - at < _KIND.size:
         raise MessageError(f"{[len(part) for part in parts]} bytes are no message")
-    (kind,) = _KIND.unpack_from(parts[0])
+    (kind,) = _KIND.unpack_from(parts[0], at)
     codec = _BY_KIND.get(kind)
     if codec is None:
         raise MessageError(f"unknown kind of message {kind:#010x}")
-    return codec.unpack(parts)
+    return codec.unpack(parts, at)
 
 
 def _sendable(tensor: Tensor, pool: Pool | None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,55 @@ DELIVERED, LOST = 0, 1
 FAULT_KINDS = ("crash", "leave", "join", "slow")
 
 
+PACKED = 4096
+"""Rows that are packed at once."""
+
+
+class Rows:
+    """A table as it grows: the latest rows as tuples, those before packed, in far less memory."""
+
+    def __init__(self, columns: list[tuple[str, str]]) -> None:
+        self._dtype = np.dtype(columns)
+        self._packed: list[NDArray[np.void]] = []
+        self._latest: list[tuple[float, ...]] = []
+
+    def append(self, row: tuple[float, ...]) -> None:
+        self._latest.append(row)
+        if len(self._latest) >= PACKED:
+            self._pack()
+
+    def extend(self, table: NDArray[np.void]) -> None:
+        """Append the rows of such a table."""
+        self._pack()
+        self._packed.append(table.astype(self._dtype))
+
+    def __len__(self) -> int:
+        return sum(map(len, self._packed)) + len(self._latest)
+
+    def __iter__(self) -> Iterator[tuple[float, ...]]:
+        return iter(self.table().tolist())
+
+    @property
+    def last(self) -> tuple[float, ...] | None:
+        """None if there are none."""
+        if not self._latest and len(self):
+            return self.table()[-1].item()
+        return self._latest[-1] if self._latest else None
+
+    def table(self) -> NDArray[np.void]:
+        """All of them; not to be written."""
+        self._pack()
+        if len(self._packed) != 1:
+            self._packed = [np.concatenate([np.empty(0, self._dtype), *self._packed])]
+        self._packed[0].flags.writeable = False
+        return self._packed[0]
+
+    def _pack(self) -> None:
+        if self._latest:
+            self._packed.append(np.array(self._latest, dtype=self._dtype))
+            self._latest.clear()
+
+
 class Trace:
     """Rows are appended as tuples while the run goes on, and read as structured arrays.
 
@@ -44,7 +93,7 @@ class Trace:
     """
 
     def __init__(self) -> None:
-        self.rows: dict[str, list[tuple[float, ...]]] = {name: [] for name in TABLES}
+        self.rows = {name: Rows(columns) for name, columns in TABLES.items()}
         self.kinds: list[str] = []
         self._kind_numbers: dict[str, int] = {}
 
@@ -57,7 +106,7 @@ class Trace:
         return number
 
     def table(self, name: str) -> NDArray[np.void]:
-        return np.array(self.rows[name], dtype=TABLES[name])
+        return self.rows[name].table()
 
     @property
     def gradients(self) -> NDArray[np.void]:
@@ -91,12 +140,14 @@ class Trace:
         return self.table("faults")
 
     def merge(self, other: Trace) -> None:
-        """Add another host's rows, in order of time."""
-        renumbered = [self.kind(name) for name in other.kinds]
-        for name, rows in other.rows.items():
+        """Add another host's rows, behind those that are here."""
+        renumbered = np.array([self.kind(name) for name in other.kinds], dtype="i4")
+        for name in TABLES:
+            table = other.table(name)
             if name == "messages":
-                rows = [(*row[:2], renumbered[int(row[2])], *row[3:]) for row in rows]
-            self.rows[name] += rows
+                table = table.copy()
+                table["kind"] = renumbered[table["kind"]]
+            self.rows[name].extend(table)
 
     def columns(self) -> dict[str, dict[str, NDArray[np.generic]]]:
         """Every table's columns, to be sent elsewhere with `kinds`."""
@@ -119,7 +170,8 @@ class Trace:
         for name, columns in TABLES.items():
             try:
                 held = [tables[name][column].tolist() for column, _ in columns]
-                trace.rows[name] = list(zip(*held, strict=True))
+                rows = np.array(list(zip(*held, strict=True)), dtype=columns)
+                trace.rows[name].extend(rows)
             except KeyError as error:
                 raise ValueError(f"a trace lacks {error} of its table {name}") from None
         for kind in kinds:
@@ -143,7 +195,7 @@ class Trace:
         trace = cls()
         with np.load(path, allow_pickle=False) as stored:
             for name in TABLES:
-                trace.rows[name] = [tuple(row) for row in stored[name].tolist()]
+                trace.rows[name].extend(stored[name])
             for kind in stored["kinds"].tolist():
                 trace.kind(kind)
         return trace

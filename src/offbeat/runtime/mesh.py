@@ -201,9 +201,7 @@ class Mesh:
     def _on_release(self, peer: Peer) -> None:
         # Called by finalizers, in any thread, whatever lock it holds.
         self._releasing.append(peer)
-        # Who is in the midst of serving comes to `_give_back` by itself.
-        if not (self.reactor.is_current and self.reactor.is_busy):
-            self.reactor.waker.wake()
+        self.reactor.nudge()
 
     def _give_back(self) -> None:
         """Tell the owners of loans that they are read no more."""

@@ -25,6 +25,7 @@ from ..parameters import Dense, joined
 from ..suspensions import Gradient, GradientRequest, Group, Meet, Receive
 from ..trace import DELIVERED, FAULT_KINDS, LOST
 from .causes import WOKEN, Cause, Kind
+from .changed import Changed
 from .clock import SECOND, nanoseconds
 from .control import COORDINATOR
 from .errors import RunError
@@ -93,7 +94,7 @@ class Monitor(Executor):
         self.scheduler = Scheduler(self, method)
         self.records = Records(journals, traces=traces)
         self.lock = threading.RLock()
-        self.changed = threading.Condition(self.lock)
+        self.changed = Changed(self.lock)
         self.requests: deque[tuple[Task, GradientRequest]] = deque()
         self.parked: list[Task] = []
         self.paused: list[Task] = []
@@ -347,8 +348,7 @@ class Monitor(Executor):
             return
         try:
             source, to, sent = _ENVELOPE.unpack_from(parts[0])
-            parts[0] = parts[0][_ENVELOPE.size :]
-            message = unpack(parts)
+            message = unpack(parts, _ENVELOPE.size)
         except (struct.error, ValueError, IndexError) as error:
             self.fail(RunError(f"host {host} sent what is no message: {error}"))
             return

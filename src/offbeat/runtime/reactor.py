@@ -30,7 +30,7 @@ class Reactor:
         name: of the thread.
         tick: seconds between ticks; those missed during a long handler are not made up for.
         on_tick: told the monotonic time of each tick.
-        after_events: called each time after what was ready and due; `waker.wake()` brings it about.
+        after_events: called each time after what was ready and due, and soon after a `nudge`.
         on_error: told what was raised.
         on_end: called last.
     """
@@ -63,8 +63,8 @@ class Reactor:
         """Another thread serves or is about to; its own thread is in the middle of it."""
         self._left = -GRACE_SECONDS
         """When another thread has served last."""
-        self.is_busy = False
-        """Before `after_events`, which is still to be called."""
+        self._asleep = self._nudged = False
+        """Somebody waits for events, or is about to; `after_events` is to be called."""
         self._called = threading.Lock()
         """Released when its own thread is to serve, or to end, at once.
 
@@ -89,6 +89,15 @@ class Reactor:
             self._soon.append(fn)
         self.waker.wake()
         return True
+
+    def nudge(self) -> None:
+        """Have `after_events` called soon; in any thread, even by a finalizer, whatever it holds.
+
+        If nobody serves just now, that is when somebody does.
+        """
+        self._nudged = True
+        if self._asleep:
+            self.waker.wake()
 
     def stop(self) -> None:
         """End the thread, and wait for that unless it is the caller's own."""
@@ -198,8 +207,12 @@ class Reactor:
         if self.stopping:
             return
         try:
-            self.is_busy = True
-            for fd, _ in self._epoll.poll(max(0.0, self._due - time.monotonic())):
+            self._asleep = True
+            # Asked after it has been said, so that one of the two sees the other.
+            patience = 0.0 if self._nudged else max(0.0, self._due - time.monotonic())
+            ready = self._epoll.poll(patience)
+            self._asleep = self._nudged = False
+            for fd, _ in ready:
                 # One handler may have ended what another of the same batch was ready for.
                 if (handler := self._handlers.get(fd)) is not None:
                     handler()
@@ -208,7 +221,6 @@ class Reactor:
             for _ in range(len(self._soon)):
                 self.call(self._soon.popleft())
             self.call(self._after_events)
-            self.is_busy = False
             now = time.monotonic()
             if now >= self._due:
                 self._due = now + self._tick

@@ -249,11 +249,11 @@ class Simulation(Executor):
     @property
     def _last_change(self) -> int:
         """When a gradient was computed or applied last, or a message arrived."""
-        steps, messages = self.trace.rows["steps"], self.trace.rows["messages"]
+        step, message = self.trace.rows["steps"].last, self.trace.rows["messages"].last
         return max(
             self.last_gradient,
-            int(steps[-1][1]) if steps else 0,
-            int(messages[-1][6]) if messages else 0,
+            int(step[1]) if step is not None else 0,
+            int(message[6]) if message is not None else 0,
         )
 
     def _evaluate(self, now: int | None = None) -> None:
