@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from loop_job import main, network, normalised, optimizer_of
 from loop_ranks import Ended, assert_fine, rank_and_size, run_ranks
 from offbeat import methods
 from offbeat.method import Method
-from offbeat.methods import METHODS, SGD, AsyncSGD
+from offbeat.methods import DPSGD, METHODS, SGD, AsyncSGD
 from offbeat.optim import LAMB, Delayed
 from offbeat.problems import IID, Batches, Digits, shard
 from offbeat.runtime.errors import RunError
@@ -215,6 +217,36 @@ def test_a_program_without_the_with_block_ends_and_leaves_no_file():
     )
     assert done.returncode == 0, done.stderr
     assert not list(Path("/tmp").glob(f"offbeat-{done.stdout.strip()}-*"))
+
+
+@pytest.mark.parametrize("leaves", [True, False], ids=["leaves the block", "does not"])
+def test_a_loop_in_a_thread_outlives_the_main_one_and_nothing_outlives_the_loop(
+    leaves: bool, tmp_path: Path
+):
+    ended = run_ranks(train_in_a_thread, 2, tmp_path, leaves)
+    assert [(rank.returncode, rank.output) for rank in ended] == [(0, "trained\n")] * 2
+
+
+def train_in_a_thread(out: Path, leaves: bool) -> None:
+    def train() -> None:
+        while threading.main_thread().is_alive():
+            time.sleep(0.01)
+        model = network()
+        block = distribute(model, optimizer_of(model), method=DPSGD(), timeout=30.0)
+        for _ in range(20):
+            model(torch.ones(4, 64)).square().sum().backward()
+            block.step()
+            block.zero_grad()
+            time.sleep(0.02)
+        if leaves:
+            with block:
+                pass
+        print("trained", flush=True)
+
+    threading.Thread(target=train).start()
+    # As at the end of a program, after which nothing waits for multiprocessing's own.
+    threading._shutdown()
+    os._exit(0)
 
 
 def test_gradients_of_a_rank_are_clipped(monkeypatch: pytest.MonkeyPatch):

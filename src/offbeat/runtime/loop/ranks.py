@@ -64,6 +64,8 @@ class RankHost(Host):
         """This rank's loop is over: no gradient comes from it."""
         self._pauses = 0
         self._round: Round | None = None
+        self._user = threading.current_thread()
+        """In which the loop runs; the main one may end before."""
         super().__init__(
             method,
             [*range(size), *range(method.server_count)],
@@ -81,7 +83,7 @@ class RankHost(Host):
 
     def _end_with_program(self) -> None:
         """A program that leaves no `with` block must not wait for the transport's thread."""
-        if not threading.main_thread().is_alive():
+        if not (threading.main_thread().is_alive() or self._user.is_alive()):
             self.transport.abort()
 
     def await_request(self, timeout: float) -> tuple[Task, GradientRequest] | None:
