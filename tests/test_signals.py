@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -166,14 +167,17 @@ def test_in_another_thread_nothing_is_deferred(handled: list[int]):
 # The user's loop
 
 
-def train(method, steps: int, rest: float = 0.0) -> torch.Tensor:
-    """So many steps, of which rank 1 begins each after a rest."""
+def train(
+    method, steps: int, rest: float = 0.0, begun: Callable[[], object] = lambda: None
+) -> torch.Tensor:
+    """So many steps, of which rank 1 begins each after a rest; `begun` is called before them."""
     rank, _ = rank_and_size()
     torch.manual_seed(0)
     model = nn.Linear(300, 200)  # 240 kB: it travels in slots.
     inputs = torch.randn(64, 300, generator=torch.Generator().manual_seed(rank))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with offbeat.distribute(model, optimizer, method=method) as optimizer:
+        begun()
         for _ in range(steps):
             time.sleep(rest * rank)
             optimizer.zero_grad()
@@ -214,17 +218,22 @@ def test_signals_at_any_moment_change_nothing(tmp_path: Path):
 def interrupted(out: Path) -> None:
     """Rank 0 is told to stop while it waits for the other."""
     rank, _ = rank_and_size()
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
     if rank == 0:
         # Whoever started the server of forks may have ignored interrupts, or held them back.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
-    began = time.monotonic()
+    began: list[float] = []
+
+    def begun() -> None:
+        began.append(time.monotonic())
+        if rank == 0:
+            timer.start()
+
     try:
-        train(AllReduceSGD(), steps=3, rest=6.0)
+        train(AllReduceSGD(), steps=3, rest=6.0, begun=begun)
     except KeyboardInterrupt:
-        print(f"interrupted after {time.monotonic() - began:.1f} s", flush=True)
+        print(f"interrupted after {time.monotonic() - began[0]:.1f} s", flush=True)
 
 
 def test_an_interrupt_ends_a_wait_at_once(tmp_path: Path):
