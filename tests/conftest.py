@@ -1,8 +1,12 @@
 """Scripts: methods of a test's own, whose roles are plain coroutine functions; and a web site."""
 
+import os
+
+# Tests run side by side, and threads of torch and NumPy that wait for each other keep a core busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import http.server
 import importlib
-import os
 import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
