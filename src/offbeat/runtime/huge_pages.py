@@ -28,7 +28,7 @@ class HugePages:
 
     def __init__(self) -> None:
         self._due = time.monotonic() + SETTLED_SECONDS
-        self._moving: Generator[None] | None = None
+        self._moving: Generator[bool] | None = None
 
     @classmethod
     def of_one_of(cls, processes: int) -> Self | None:
@@ -45,27 +45,28 @@ class HugePages:
             next(self._moving, None)
 
 
-def moving() -> Generator[None]:
-    """Move what is in memory now, one huge page, some milliseconds, at every `next`."""
-    size = _size()
-    if size is None:
+def moving() -> Generator[bool]:
+    """Move what is in memory now, one huge page, some milliseconds, at every `next`.
+
+    Yields:
+        whether the page was moved; some cannot be.
+    """
+    try:
+        size, regions = _size(), list(_regions())
+    except (OSError, ValueError):
         return
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    for first, last in list(_regions()):
+    for first, last in regions if size else ():
         for address in range(-(-first // size) * size, last // size * size, size):
-            if madvise(address, size, _MADV_COLLAPSE) == 0:
-                yield
+            yield madvise(address, size, _MADV_COLLAPSE) == 0
 
 
-def _size() -> int | None:
-    """Bytes of a huge page; None if there are to be none."""
-    try:
-        if "[never]" in (_SYSTEM / "enabled").read_text():
-            return None
-        return int((_SYSTEM / "hpage_pmd_size").read_text())
-    except (OSError, ValueError):
-        return None
+def _size() -> int:
+    """Bytes of a huge page; 0 if there are to be none."""
+    if "[never]" in (_SYSTEM / "enabled").read_text():
+        return 0
+    return int((_SYSTEM / "hpage_pmd_size").read_text())
 
 
 def _regions() -> Iterator[tuple[int, int]]:
