@@ -29,7 +29,7 @@ demo: $(READY)
 	$(BIN)/offbeat replay demo/real
 
 test: lint
-	$(BIN)/pytest -ra -n 3 --dist worksteal
+	$(BIN)/pytest -ra -n 2 --dist worksteal
 
 # Kill, interrupt and starve real runs, and see that nothing hangs and nothing is left.
 chaos: $(READY)
