@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from offbeat.runtime import huge_pages
-from offbeat.runtime.huge_pages import HugePages, moving
+from offbeat.runtime.huge_pages import HugePages, move
 
 SCRIPT = """
 from pathlib import Path
-from offbeat.runtime.huge_pages import moving
+from offbeat.runtime.huge_pages import move
 
 def huge():
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
@@ -21,7 +21,7 @@ def huge():
 # In pieces as Python's own objects are, not in one mapping.
 held = [bytes([i % 251]) * 400 for i in range(100_000)]
 before = huge()
-moved = sum(moving())
+moved = move(60.0)
 assert all(piece == bytes([i % 251]) * 400 for i, piece in enumerate(held))
 print(moved, huge() - before)
 """
@@ -54,30 +54,24 @@ def test_nothing_is_moved_where_it_may_not_be(
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(huge_pages, "_SYSTEM", tmp_path)
-    assert list(moving()) == []
+    assert move(60.0) == 0
 
 
-def test_one_piece_is_moved_a_tick_once_the_process_is_settled(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    done: list[int] = []
+def test_it_takes_no_longer_than_it_may() -> None:
+    assert move(0.0) <= 1
 
-    def pieces():
-        for number in range(2):
-            done.append(number)
-            yield
 
-    monkeypatch.setattr(huge_pages, "moving", pieces)
+def test_memory_is_moved_once_the_process_is_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed: list[float] = []
+    monkeypatch.setattr(huge_pages, "move", allowed.append)
     pages = HugePages()
     pages.tick()
-    assert done == []
+    assert allowed == []
     settled = time.monotonic() + huge_pages.SETTLED_SECONDS
     monkeypatch.setattr(time, "monotonic", lambda: settled)
-    seen = []
-    for _ in range(4):
+    for _ in range(3):
         pages.tick()
-        seen.append(len(done))
-    assert seen == [1, 2, 2, 2]
+    assert allowed == [huge_pages.MOST_SECONDS]
 
 
 def test_processes_that_share_cores_share_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:

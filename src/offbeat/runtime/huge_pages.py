@@ -10,25 +10,26 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
 SETTLED_SECONDS = 5.0
-"""What lives for less than that is not worth it: it takes a third of a second in all."""
+"""What lives for less than that is not worth it: it takes a third of a second."""
+MOST_SECONDS = 1.0
+"""For a process of much memory; its oldest, Python's and torch's own, comes first."""
 _SYSTEM = Path("/sys/kernel/mm/transparent_hugepage")
 _MADV_COLLAPSE = 25  # Of <linux/mman.h>, since Linux 6.1.
 
 
 class HugePages:
-    """Moves the process's memory piece by piece, at one `tick` after the other.
+    """Moves the process's memory, once, at a `tick`.
 
     Nothing happens where the system's administrator or its age forbid it.
     """
 
     def __init__(self) -> None:
         self._due = time.monotonic() + SETTLED_SECONDS
-        self._moving: Generator[bool] | None = None
 
     @classmethod
     def of_one_of(cls, processes: int) -> Self | None:
@@ -39,27 +40,26 @@ class HugePages:
         return cls() if processes <= (os.cpu_count() or 1) else None
 
     def tick(self) -> None:
-        if self._moving is None and time.monotonic() >= self._due:
-            self._moving = moving()
-        if self._moving is not None:
-            next(self._moving, None)
+        if time.monotonic() >= self._due:
+            self._due = float("inf")
+            move(MOST_SECONDS)
 
 
-def moving() -> Generator[bool]:
-    """Move what is in memory now, one huge page, some milliseconds, at every `next`.
-
-    Yields:
-        whether the page was moved; some cannot be.
-    """
+def move(seconds: float) -> int:
+    """Move what is in memory now, for so many seconds at most; how many pages were moved."""
     try:
         size, regions = _size(), list(_regions())
     except (OSError, ValueError):
-        return
+        return 0
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    moved, deadline = 0, time.monotonic() + seconds
     for first, last in regions if size else ():
         for address in range(-(-first // size) * size, last // size * size, size):
-            yield madvise(address, size, _MADV_COLLAPSE) == 0
+            if time.monotonic() > deadline:
+                return moved
+            moved += madvise(address, size, _MADV_COLLAPSE) == 0
+    return moved
 
 
 def _size() -> int:
