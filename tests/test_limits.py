@@ -16,11 +16,11 @@ from torch import nn
 from offbeat import Budget, Cluster, Method, Node, problems, simulate
 from offbeat.cli.main import main
 from offbeat.methods import METHODS, SGD, AsyncSGD
-from offbeat.parameters import SparseVector
+from offbeat.parameters import Layout, PiecewiseVector, SparseVector, Values
 from offbeat.problems import Digits, Split
 from offbeat.runs import Metrics, load_run
 from offbeat.runtime.compute import Job, choose_evaluator
-from offbeat.runtime.world import Diverged, divergence, require_finite
+from offbeat.runtime.world import LOOKED_AT, TURNS, Diverged, divergence, require_finite
 
 
 def network(*layers: nn.Module) -> problems.Supervised:
@@ -154,7 +154,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_though_its_loss_is(evaluator
     assert len(run.metrics) == 1
 
 
-def job(vector: torch.Tensor | SparseVector, loss: float = 0.0) -> Job:
+def job(vector: Values, loss: float = 0.0) -> Job:
     made = Job(torch.zeros(2), torch.zeros(1), 0)
     made.vector, made.loss = vector, loss
     return made
@@ -170,6 +170,35 @@ def test_numbers_that_are_large_are_finite():
                 require_finite(job(vector), 3, 0, 0.0)
     with pytest.raises(Diverged, match=r"worker 3 had loss nan at its gradient 7, 0\.5 s into"):
         require_finite(job(torch.zeros(2), float("nan")), 3, 7, 0.5)
+
+
+def test_large_gradients_are_looked_at_in_turn():
+    shapes = ((2 * LOOKED_AT, 3), (5,), (TURNS, LOOKED_AT))
+    layout = Layout(("a", "b", "c"), shapes)
+    for size in (LOOKED_AT + 1, layout.size):
+        for place in (0, LOOKED_AT, size // 2, size - 1):
+            vector = torch.zeros(size)
+            vector[place] = float("nan")
+            kept: list[torch.Tensor | PiecewiseVector] = [vector]
+            if size == layout.size:
+                pieces = layout.views(vector)
+                kept.append(
+                    PiecewiseVector(layout=layout, tensors=pieces, new=lambda: torch.empty(0))
+                )
+            found = [[step for step in range(2 * TURNS) if diverges(v, step)] for v in kept]
+            turns = -(-size // max(LOOKED_AT, -(-size // TURNS)))
+            assert 1 < turns <= TURNS
+            assert all(steps == found[0] for steps in found)
+            assert len(found[0]) in (2 * TURNS // turns, 2 * TURNS // turns + 1)
+            assert found[0][0] < turns
+
+
+def diverges(vector: torch.Tensor | PiecewiseVector, step: int) -> bool:
+    try:
+        require_finite(job(vector), 0, step, 0.0)
+    except Diverged:
+        return True
+    return False
 
 
 def row(loss: float) -> Metrics:
