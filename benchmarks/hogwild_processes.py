@@ -29,12 +29,12 @@ import torch
 import torch.multiprocessing
 import torch.nn.functional as F
 from common import options
-from common.groups import forks
 from torch import Tensor, nn
 
 import offbeat
 from offbeat.methods import Hogwild
 from offbeat.problems import Data, Problem, Split
+from offbeat.runtime.spawning import server_of_forks
 
 BATCH = 64
 RATE, MOMENTUM = 0.01, 0.5
@@ -159,7 +159,7 @@ def train(loops: Loops, model: nn.Module, rank: int, orders: Any) -> None:
 @contextlib.contextmanager
 def example(loops: Loops, processes: int) -> Generator[Callable[[Turn], float]]:
     """Samples per second of so many processes, asked for as often as one likes."""
-    context = forks()
+    context = server_of_forks()
     model = Net()
     model.share_memory()
     ends: list[Any] = []

@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 from common import options
-from common.groups import forks
 from torch import Tensor
 
+from offbeat.runtime.spawning import server_of_forks
 from offbeat.runtime.transport import Transport
 
 SIZES = (64, 100_000, 25_000_000, 100_000_000)
@@ -58,7 +58,7 @@ class Sender:
         self._times: list[float] = []
         self._answered = threading.Semaphore(0)
         self.transport = Transport(0, listen[0], SECRET, self._on_frame, lambda *_: None)
-        context = forks()
+        context = server_of_forks()
         pipe, other = context.Pipe()
         self._process = context.Process(target=answer, args=(listen[1], other))
         self._process.start()

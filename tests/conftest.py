@@ -21,11 +21,27 @@ from offbeat.experiment import Budget
 from offbeat.method import Method
 from offbeat.node import Node
 from offbeat.runtime.simulated import Simulation
+from offbeat.runtime.spawning import server_of_forks
 from offbeat.testing import small_experiment
 
 # The same examples at every run, however slow the machine is.
 hypothesis.settings.register_profile("offbeat", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("offbeat")
+
+
+# What processes import that tests start: each takes seconds for it unless it is forked with it.
+IMPORTED = (
+    "offbeat.runtime.loop",
+    "offbeat.testing",
+    "torch._dynamo",
+    "hypothesis",
+    "pytest",
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forks():
+    server_of_forks(IMPORTED)
 
 
 @dataclass(frozen=True, kw_only=True)

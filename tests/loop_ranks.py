@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from offbeat.runtime import spawning
 from offbeat.runtime.errors import RunError
+from offbeat.runtime.spawning import server_of_forks
 
-PRELOADED = [*spawning.PRELOADED, "offbeat.runtime.loop", "offbeat.problems"]
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -31,8 +31,7 @@ def run_ranks(job: Callable[..., None], size: int, out: Path, *args: object) -> 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = server_of_forks()
     outputs = [out / f"output-{rank}.txt" for rank in range(size)]
     ranks = [
         context.Process(target=_rank, args=(rank, size, port, outputs[rank], job, out, *args))
@@ -63,6 +62,9 @@ def _rank(
         os.dup2(fd, stream)
     import torch
 
+    # The server of forks blocks interrupts, and whoever started it may have ignored them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     # What a rank starts itself is forked, as in any other program.
     multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import multiprocessing
 import os
 import tempfile
 import time
@@ -26,6 +25,7 @@ from offbeat.runtime.host import Host
 from offbeat.runtime.replay import replay_run
 from offbeat.runtime.shared import CommonParameters, MappedParameters
 from offbeat.runtime.simulated import Simulation
+from offbeat.runtime.spawning import server_of_forks
 from offbeat.runtime.world import World
 from offbeat.schedule import Constant
 from offbeat.testing import Quadratic, simulated, small_experiment
@@ -247,8 +247,7 @@ def count(shared: MappedParameters, rank: int, ready, go) -> None:
 
 
 def test_no_count_of_processes_is_lost():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["offbeat.runtime.child_process"])
+    context = server_of_forks()
     shared = MappedParameters(torch.ones(3), 3)
     ready, go = context.Semaphore(0), context.Semaphore(0)
     started = [

@@ -5,12 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offbeat.mixing import (
-    contraction,
     metropolis_hastings,
     mixing_matrix,
     require_column_stochastic,
     require_doubly_stochastic,
+)
+from offbeat.spectra import (
+    contraction,
     second_eigenvalue,
+    sparse_mixing_matrix,
     spectral_gap,
 )
 from offbeat.topology import (
@@ -103,8 +106,9 @@ def test_matrices_of_a_period_apply_first_to_last():
 def test_the_product_over_a_period_is_column_stochastic(size):
     for topology in (OnePeerExponential(), Exponential(), Ring(), Star(), Complete()):
         product = np.eye(size)
-        for W in one_period(topology, size):
+        for round, W in enumerate(one_period(topology, size)):
             require_column_stochastic(W)
+            np.testing.assert_array_equal(sparse_mixing_matrix(topology, size, round).toarray(), W)
             product = W @ product
         require_column_stochastic(product)
         assert second_eigenvalue(product) < 1 - 1e-4

@@ -219,10 +219,6 @@ def interrupted(out: Path) -> None:
     """Rank 0 is told to stop while it waits for the other."""
     rank, _ = rank_and_size()
     timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
-    if rank == 0:
-        # Whoever started the server of forks may have ignored interrupts, or held them back.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     began: list[float] = []
 
     def begun() -> None:

@@ -32,11 +32,12 @@ from offbeat.methods import (
 from offbeat.methods.async_sgd import Push
 from offbeat.methods.dc_asgd import delay_compensated
 from offbeat.methods.slowmo import slow_momentum
-from offbeat.mixing import mixing_matrix, second_eigenvalue
+from offbeat.mixing import mixing_matrix
 from offbeat.problems import Digits
 from offbeat.runtime.simulated import Simulation
 from offbeat.runtime.world import World
 from offbeat.schedule import Cosine, Steps
+from offbeat.spectra import second_eigenvalue
 from offbeat.testing import Quadratic, fingerprint, simulated, small_experiment
 from offbeat.topology import Exponential, OnePeerExponential, Ring, WeightedGraph
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
-import multiprocessing
 import os
 import signal
 import socket
@@ -14,13 +13,12 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from offbeat.runtime.spawning import PRELOADED
+from offbeat.runtime.spawning import server_of_forks
 
 _PR_SET_PDEATHSIG = 1  # Of <linux/prctl.h>.
 START_TIMEOUT = 120.0
@@ -63,13 +61,6 @@ Contestant = Callable[..., AbstractContextManager[Step]]
 """Called in each process with its `Place` and the contestant's settings; gives its step."""
 
 
-def forks() -> ForkServerContext:
-    """What starts processes here: the server of forks that offbeat's own runs have too."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
-    return context
-
-
 class Group:
     """The processes of one contestant, each of one thread, stopped between its turns.
 
@@ -81,7 +72,7 @@ class Group:
 
     def __init__(self, contestant: Contestant, *settings: Any, size: int = 2) -> None:
         self.name = f"{contestant.__module__.rpartition('.')[2]}.{contestant.__name__}"
-        context = forks()
+        context = server_of_forks()
         self._folder = tempfile.TemporaryDirectory(prefix="offbeat-benchmark-", dir="/tmp")
         self._pipes: list[Any] = []
         self._processes: list[Any] = []

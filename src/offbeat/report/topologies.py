@@ -11,7 +11,7 @@ import scipy.sparse
 from rich.table import Table
 from scipy.sparse.csgraph import shortest_path
 
-from ..mixing import contraction, sampled_rounds, sparse_mixing_matrix
+from ..spectra import contraction, sampled_rounds, sparse_mixing_matrix
 from ..topology import Topology
 
 

@@ -13,14 +13,35 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import ForkServerContext
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from ..experiment import Experiment
 from .assignment import Assignment
 
-PRELOADED = ("offbeat.runtime.child_process",)
+PRELOADED = ("offbeat.runtime.child_process", "offbeat.methods")
 """Imported once, before the processes are forked: what takes each of them seconds otherwise."""
+
+
+def server_of_forks(imports: Iterable[str] = ()) -> ForkServerContext:
+    """Starts processes that are forked from one which has imported torch, and not from this one.
+
+    Args:
+        imports: modules that it is to import as well. It runs until this process ends, so what
+            later calls add is imported by each of their processes.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*PRELOADED, *sorted(set(imports))])
+    # Interrupts are for whoever started it to handle; it inherits that they are blocked. The
+    # tracker comes first, for its own start unblocks them.
+    resource_tracker.ensure_running()
+    masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+    return context
 
 
 def socket_names() -> str:
@@ -55,18 +76,9 @@ class Spawner:
     def start(self, assignments: Iterable[Assignment]) -> None:
         """Start one process for each assignment."""
         assignments = list(assignments)
-        imports = {name for a in assignments for name in a.experiment.problem.imports}
-        # One server process imports torch once; every child is forked from it, not from here.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([*PRELOADED, *sorted(imports)])
-        # Interrupts are the coordinator's to handle; the server inherits that they are blocked.
-        # The tracker comes first, for its own start unblocks them.
-        resource_tracker.ensure_running()
-        masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            forkserver.ensure_running()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+        context = server_of_forks(
+            name for assignment in assignments for name in assignment.experiment.problem.imports
+        )
         for assignment in assignments:
             ours, theirs = context.Pipe()
             process = context.Process(target=_main, args=(assignment, theirs), daemon=True)
