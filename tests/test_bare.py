@@ -1,23 +1,28 @@
 """Optimizers without torch's compiler around them."""
 
+import functools
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from offbeat.bare import bare_step, compiler_left_out
-from offbeat.stepping import ELEMENTWISE
+from offbeat.bare import bare_step, compiler_left_out, is_untouched
+from offbeat.parameters import Layout
+from offbeat.stepping import ELEMENTWISE, ParameterOptimizer
 
 SCRIPT = """
 import sys
 import torch
 from torch import nn
 from offbeat.optim import LARS
-from offbeat.bare import bare_step, compiler_left_out
-from offbeat.stepping import ELEMENTWISE
+from offbeat.bare import bare_step, compiler_left_out, is_untouched
+from offbeat.parameters import Layout
+from offbeat.stepping import ELEMENTWISE, ParameterOptimizer
 
 for kind in (*ELEMENTWISE, LARS):
     x = nn.Parameter(torch.ones(3))
@@ -100,3 +105,72 @@ def test_hooks_and_derivatives_of_a_step_are_left_as_they_are() -> None:
     bare_step(torch.optim.SGD([moved], lr=0.1, differentiable=True))()
     assert moved.grad_fn is not None
     assert "AddBackward" in type(moved.grad_fn).__name__
+
+
+def step_of(make: Callable[[list[nn.Parameter]], torch.optim.Optimizer]) -> torch.Tensor:
+    """What an optimizer makes of three ones along a gradient of ones, by way of offbeat."""
+    x = torch.ones(3)
+    layout = Layout(("x",), ((3,),))
+    ParameterOptimizer(x, layout, lambda named: make([p for _, p in named])).step(torch.ones(3))
+    return x
+
+
+class Clipped(torch.optim.SGD):
+    # With the marks of torch's own.
+    @functools.wraps(torch.optim.SGD.step)
+    def step(self, closure: Any = None) -> Any:
+        nn.utils.clip_grad_norm_(self.param_groups[0]["params"], 1e-3)
+        return super().step(closure)
+
+
+def test_a_step_that_is_wrapped_by_others_is_taken_as_it_is() -> None:
+    torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)  # Marks the class's step.
+    assert (step_of(lambda tensors: Clipped(tensors, lr=0.1)) > 0.999).all()
+
+    def replaced(tensors: list[nn.Parameter]) -> torch.optim.Optimizer:
+        optimizer = torch.optim.SGD(tensors, lr=0.1)
+        own = optimizer.step
+
+        def step(closure: Any = None) -> Any:
+            nn.utils.clip_grad_norm_(tensors, 1e-3)
+            return own(closure)
+
+        optimizer.step = step
+        return optimizer
+
+    assert (step_of(replaced) > 0.999).all()
+
+
+def test_a_class_s_step_that_others_have_patched_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+    own: Any = torch.optim.SGD.step
+
+    @functools.wraps(own)
+    def patched(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return own(*arguments)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", patched)
+    step_of(lambda tensors: torch.optim.SGD(tensors, lr=0.1))
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_hooks_of_all_optimizers_run_whenever_they_came(kind: Any) -> None:
+    seen: list[torch.optim.Optimizer] = []
+    x = nn.Parameter(torch.ones(3))
+    x.grad = torch.ones(3)
+    optimizer = kind([x], lr=0.1)
+    step = bare_step(optimizer)
+    assert is_untouched(optimizer)
+    handle = register_optimizer_step_post_hook(lambda optimizer, *_: seen.append(optimizer))
+    try:
+        assert not is_untouched(optimizer)
+        step()
+    finally:
+        handle.remove()
+    assert seen == [optimizer]
+    step()
+    assert seen == [optimizer]
+    assert is_untouched(optimizer)

@@ -39,6 +39,31 @@ def test_memory_is_moved_and_stays_what_it_was() -> None:
     assert kilobytes > 0
 
 
+SPARSE = """
+import mmap
+from offbeat.runtime.huge_pages import move
+
+def used():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * mmap.PAGESIZE
+
+SIZE, HUGE = 256 << 20, 2 << 20
+memory = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+for first in range(0, SIZE, HUGE):
+    memory[first] = 1
+before = used()
+move(60.0)
+print(used() - before)
+"""
+
+
+def test_memory_that_is_hardly_used_takes_no_more_of_it() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", SPARSE], check=True, timeout=120, capture_output=True, text=True
+    )
+    assert int(ended.stdout) < 64 << 20
+
+
 @pytest.mark.parametrize(
     "files",
     [

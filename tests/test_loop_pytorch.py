@@ -260,6 +260,20 @@ def test_schedulers_on_either_optimizer_and_hooks(on_user_s: bool):
     assert calls == ["post"] * 12
 
 
+def test_a_scheduler_may_have_come_before():
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    before = model[0].weight.detach().clone()
+    with distribute(model, optimizer, method=SGD()) as distributed:
+        model(inputs(0)).square().mean().backward()
+        gradient = model[0].weight.grad.clone()
+        distributed.step()
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == 0.05
+    torch.testing.assert_close(model[0].weight, before - 0.1 * gradient)
+
+
 def test_a_rate_that_is_a_tensor():
     def train(model, optimizer, user):
         for step in range(6):
@@ -428,6 +442,11 @@ def test_models_and_optimizers_that_do_not_fit_are_refused():
     model[2].double()
     with pytest.raises(ValueError, match=r"differ in dtype: 0\.weight has torch\.float32, 2\.weig"):
         begun(model)
+    model = small()
+    replaced = torch.optim.SGD(model.parameters(), lr=0.1)
+    replaced.step = lambda closure=None: None
+    with pytest.raises(ValueError, match="the step of this SGD has been replaced on the object"):
+        distribute(model, replaced, method=SGD())
     plain = torch.optim.SGD(small().parameters(), lr=0.1)
     with pytest.raises(ValueError, match="timeout is 0; it must be positive"):
         distribute(small(), plain, method=SGD(), timeout=0)

@@ -15,8 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 _COMPILER = "torch._dynamo"
+_HOOKED = getattr(Optimizer.profile_hook_step(Optimizer.step), "__code__")  # noqa: B009
+"""Of the function in which torch wraps every optimizer's step."""
 _NOT_COMPILED = "__dynamo_disable"
 """Where torch keeps, of a function that it does not compile, the form that it calls instead."""
 
@@ -32,7 +35,20 @@ def compiler_left_out() -> Generator[None]:
     try:
         yield
     finally:
-        delattr(construct, _NOT_COMPILED)
+        vars(construct).pop(_NOT_COMPILED, None)  # Another thread may have been as far.
+
+
+def is_untouched(optimizer: Optimizer) -> bool:
+    """Whether its steps run nobody else's code: no hooks, and no step put in its class's place."""
+    hooks = (
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+        _global_optimizer_pre_hooks,
+        _global_optimizer_post_hooks,
+    )
+    step = type(optimizer).step
+    wrapped = getattr(step, "__code__", None) is _HOOKED or not hasattr(step, "__wrapped__")
+    return wrapped and "step" not in vars(optimizer) and not any(hooks)
 
 
 def bare_step(optimizer: Optimizer) -> Callable[[], object]:
@@ -45,10 +61,24 @@ def bare_step(optimizer: Optimizer) -> Callable[[], object]:
         on_cpu = all(p.device.type == "cpu" for p in group["params"])
         if on_cpu and group.get("foreach", True) is None and group.get("fused") is None:
             group["foreach"] = False  # What torch chooses on a CPU.
-    hooks = [*optimizer._optimizer_step_pre_hooks, *optimizer._optimizer_step_post_hooks]
+    bare = _bare(optimizer)
+    if bare is None:
+        return optimizer.step
+
+    def step() -> None:
+        if is_untouched(optimizer):
+            bare()
+        else:
+            optimizer.step()
+
+    return step
+
+
+def _bare(optimizer: Optimizer) -> Callable[[], object] | None:
+    """What torch wraps in hooks; None of what it does not."""
     step: Any = type(optimizer).step
-    if hooks or not getattr(step, "hooked", False):
-        return partial(step, optimizer)
+    if getattr(step, "__code__", None) is not _HOOKED:
+        return None
     if type(optimizer) is SGD and all(map(_is_simple, optimizer.param_groups)):
         return partial(_sgd_step, optimizer)
     step = step.__wrapped__
@@ -91,7 +121,7 @@ def _sgd(optimizer: Optimizer, group: Mapping[str, Any], parameters: list[Tensor
                 velocity.mul_(momentum).add_(gradient, alpha=1 - group["dampening"])
             nesterov = group["nesterov"]
             gradient = gradient.add(velocity, alpha=momentum) if nesterov else velocity
-        parameter.add_(gradient, alpha=-group["lr"])
+        parameter.add_(gradient, alpha=-float(group["lr"]))
 
 
 def _fused_sgd(optimizer: Optimizer, group: Mapping[str, Any], parameters: list[Tensor]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from .bare import bare_step, compiler_left_out
+from .bare import bare_step, compiler_left_out, is_untouched
 from .optim.layerwise import Layerwise
 from .parameters import Dense, Layout
 from .stepped import Stepped, is_like, join_neighbours, join_states, own_count
@@ -89,9 +89,7 @@ class ParameterOptimizer:
     @property
     def only_reads(self) -> bool:
         """Whether nothing writes to the gradient that a step is made along, hooks neither."""
-        inner = self.inner
-        hooks = inner._optimizer_step_pre_hooks or inner._optimizer_step_post_hooks
-        return self._only_reads and not hooks
+        return self._only_reads and is_untouched(self.inner)
 
     def remembered(self) -> tuple[dict[str, Any] | None, ...]:
         """What the optimizer has of each tensor, in the order of its groups; None of those without.
@@ -263,8 +261,7 @@ def _may_join(optimizer: Optimizer) -> bool:
 
     Fused steps give the last few numbers of each tensor other bits, and are joined all the same.
     """
-    observed = [*optimizer._optimizer_step_pre_hooks, *optimizer._optimizer_step_post_hooks]
-    return type(optimizer) in ELEMENTWISE and not observed and _are_wide(optimizer)
+    return type(optimizer) in ELEMENTWISE and is_untouched(optimizer) and _are_wide(optimizer)
 
 
 def _are_wide(optimizer: Optimizer) -> bool:
@@ -278,8 +275,7 @@ def steps_alike_in_parts(optimizer: Optimizer, threads: int) -> bool:
 
     Threads cut tensors anywhere, so with several only what computes every number alike will do.
     """
-    hooks = [*optimizer._optimizer_step_pre_hooks, *optimizer._optimizer_step_post_hooks]
-    if type(optimizer) not in ELEMENTWISE or hooks:
+    if type(optimizer) not in ELEMENTWISE or not is_untouched(optimizer):
         return False
     fused = any(group.get("fused") for group in optimizer.param_groups)
     return threads == 1 or (_are_wide(optimizer) and not fused)

@@ -41,7 +41,10 @@ PACKED = 4096
 
 
 class Rows:
-    """A table as it grows: the latest rows as tuples, those before packed, in far less memory."""
+    """A table as it grows: the latest rows as tuples, those before packed, in far less memory.
+
+    Only one thread at a time may append to it or read it.
+    """
 
     def __init__(self, columns: list[tuple[str, str]]) -> None:
         self._dtype = np.dtype(columns)

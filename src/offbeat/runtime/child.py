@@ -105,7 +105,7 @@ class Child:
                 self._follow(self._orders.get())
         self._compute()
         if host.failure is not None:
-            self.tell(control.Traced(trace=control.Tables.of(host.records.trace)))
+            self.tell(control.Traced(trace=self._trace()))
             self._may_close.wait(timeout=10.0)
         else:
             host.finish()
@@ -113,7 +113,7 @@ class Child:
                 control.Done(
                     # Others hold the same, and may be in the midst of a step that never ends.
                     nodes=self._held() if host.is_whole else (),
-                    trace=control.Tables.of(host.records.trace),
+                    trace=self._trace(),
                     status=host.status(),
                     punctuality=self.pace.punctuality,
                 )
@@ -121,6 +121,10 @@ class Child:
             # Until all have finished a closed connection would look like a departure.
             self._may_close.wait(timeout=10.0)
         host.close(timeout=2.0)
+
+    def _trace(self) -> control.Tables:
+        with self.host.lock:
+            return control.Tables.of(self.host.records.trace)
 
     def _place(self, word: control.Meet | control.Restore) -> None:
         """Make the nodes of this host."""

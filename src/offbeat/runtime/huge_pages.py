@@ -8,11 +8,14 @@ to, but takes minutes.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Self
+
+import numpy as np
 
 SETTLED_SECONDS = 5.0
 """What lives for less than that is not worth it: it takes a third of a second."""
@@ -46,20 +49,36 @@ class HugePages:
 
 
 def move(seconds: float) -> int:
-    """Move what is in memory now, for so many seconds at most; how many pages were moved."""
+    """Move what is in memory now, for so many seconds at most; how many pages were moved.
+
+    A huge page takes all of its memory. Where most of that is not in use, nothing is moved.
+    """
     try:
         size, regions = _size(), list(_regions())
+        with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
+            return _move(size, regions, pagemap.fileno(), seconds) if size else 0
     except (OSError, ValueError):
         return 0
+
+
+def _move(size: int, regions: Iterable[tuple[int, int]], pagemap: int, seconds: float) -> int:
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     moved, deadline = 0, time.monotonic() + seconds
-    for first, last in regions if size else ():
+    for first, last in regions:
         for address in range(-(-first // size) * size, last // size * size, size):
             if time.monotonic() > deadline:
                 return moved
-            moved += madvise(address, size, _MADV_COLLAPSE) == 0
+            if _used(pagemap, address, size) > size // 2:
+                moved += madvise(address, size, _MADV_COLLAPSE) == 0
     return moved
+
+
+def _used(pagemap: int, address: int, size: int) -> int:
+    """How many of these bytes are in memory."""
+    entries, first = size // mmap.PAGESIZE, address // mmap.PAGESIZE
+    pages = np.frombuffer(os.pread(pagemap, entries * 8, first * 8), dtype=np.uint64)
+    return int(np.count_nonzero(pages >> np.uint64(63))) * mmap.PAGESIZE
 
 
 def _size() -> int:

@@ -81,6 +81,7 @@ class Team:
         # Not by its constructor, whose arguments are not all to be found again.
         inner = object.__new__(type(own))
         inner.__dict__.update(own.__dict__)
+        inner.__dict__.pop("step", None)  # A scheduler's, which steps the user's own.
         inner.state, inner.param_groups = state, groups
         inner._optimizer_step_pre_hooks = OrderedDict()
         inner._optimizer_step_post_hooks = OrderedDict()

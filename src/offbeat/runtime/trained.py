@@ -104,6 +104,13 @@ def require_usable(optimizer: Optimizer) -> None:
             "optimizer Delayed cannot be distributed: here delays are real, and its queue would "
             "not be of this job's gradients; give distribute() the optimizer inside"
         )
+    replaced = vars(optimizer).get("step")
+    # A scheduler's is marked, and the same but for a note of its call.
+    if replaced is not None and not hasattr(replaced, "_wrapped_by_lr_sched"):
+        raise ValueError(
+            f"the step of this {name} has been replaced on the object, and would not run for the "
+            "optimizers that distribute() makes of it: replace it in a subclass"
+        )
 
 
 _SETTINGS = (int, float, str, tuple, type(None))  # A union of them would take ten times as long.
