@@ -260,9 +260,12 @@ class Child:
         if not self._started or self.host.finished:
             return
         now = time.monotonic()
+        due = now - self._reported > 0.25
+        # To count everything takes a while, and who computes is not done.
+        if not due and not self.host.is_idle:
+            return
         status = self.host.status()
-        news = status.idle and status != self._last_status
-        if news or now - self._reported > 0.25:
+        if due or (status.idle and status != self._last_status):
             self._reported = now
             self._last_status = status
             self.tell(control.Report(status=status))

@@ -147,13 +147,17 @@ class Host(Monitor):
 
     # What is seen of it
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no gradient is wanted or being computed, and no sleeper will wake."""
+        # Once the budget is spent sleepers have nothing left to wake for.
+        asleep = bool(self._timers) and not self.parked
+        return self._running and not self.requests and self.computing is None and not asleep
+
     def status(self) -> Status:
         with self.lock:
-            # Once the budget is spent sleepers have nothing left to wake for.
-            asleep = bool(self._timers) and not self.parked
-            idle = not self.requests and self.computing is None and not asleep
             return Status(
-                idle=idle and self._running,
+                idle=self.is_idle,
                 parked=bool(self.parked),
                 stuck=any(
                     task.id == 0

@@ -37,8 +37,7 @@ def deferred_signals(on_signal: Callable[[], object]) -> Generator[set[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield arrived
         return
-    handlers = zip(_NUMBERS, map(_handler_of, _NUMBERS), strict=True)
-    own: dict[int, Any] = {number: handler for number, handler in handlers if callable(handler)}
+    own = _python_handlers()
     process = os.getpid()
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -57,6 +56,20 @@ def deferred_signals(on_signal: Callable[[], object]) -> Generator[set[int]]:
             _put_back(own)
         finally:
             _raise(sorted(arrived))
+
+
+_known: tuple[list[Any], dict[int, Any]] = ([], {})
+"""Handlers as they were found last, and by number those that are called."""
+
+
+def _python_handlers() -> dict[int, Any]:
+    """Of each signal whose handler is written in Python, that handler; a new mapping."""
+    global _known
+    found = [*map(_handler_of, _NUMBERS)]
+    if found != _known[0]:  # They hardly ever change.
+        pairs = zip(_NUMBERS, found, strict=True)
+        _known = found, {number: handler for number, handler in pairs if callable(handler)}
+    return dict(_known[1])
 
 
 def _put_back(handlers: Mapping[int, Any]) -> None:
