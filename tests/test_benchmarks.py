@@ -138,7 +138,9 @@ def test_times_are_read_from_a_trace():
         run.trace.rows["gradients"].append((0, 10 * k * ms, (10 * k + 5) * ms, 0.0))
         run.trace.rows["gradients"].append((1, 10 * k * ms, (10 * k + 8) * ms, 0.0))
         run.trace.rows["steps"].append((0, (10 * k + 6) * ms, k, 0, 0))
-    np.testing.assert_allclose(ours.step_seconds(run), [0.01] * 6)
+    np.testing.assert_allclose(ours.step_seconds(run, since=0.0), [0.01] * 6)
+    # Of worker 0 one ended after that, and of worker 1 two.
+    np.testing.assert_allclose(ours.step_seconds(run, since=0.126), [0.01])
     np.testing.assert_allclose(ours.gap_seconds(run), [0.005] * 3 + [0.002] * 3)
     np.testing.assert_allclose(ours.together_seconds(run), [0.002] * 3)
     assert ours.updates_per_second(run) == pytest.approx(100)
