@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,8 +28,10 @@ from offbeat.methods import ADPSGD, METHODS, SGD, AllReduceSGD, AsyncSGD, Stocha
 from offbeat.node import Node
 from offbeat.problems import Digits, Split, Supervised
 from offbeat.runs import Run
+from offbeat.runtime import coordinator
 from offbeat.runtime.errors import RunError
 from offbeat.runtime.journal import JournalError
+from offbeat.runtime.line import Line
 from offbeat.runtime.processes import run_processes
 from offbeat.runtime.replay import replay_run
 from offbeat.runtime.simulated import Simulation
@@ -297,3 +304,36 @@ def test_models_that_differ_are_named_with_parameter_and_both_shapes():
     assert str(error.value) == (
         "the models differ: parameter 0.weight has shape (32, 64) on node 0 and (8, 64) on node 3"
     )
+
+
+def workers_of_this() -> list[int]:
+    """The processes of a run that goes on here: forked from a server that is this one's."""
+    family = parents()
+    return [pid for pid, parent in family.items() if family.get(parent) == os.getpid()]
+
+
+def test_a_process_that_says_nothing_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(coordinator, "PATIENCE", 1.5)
+    stop = threading.Timer(3.0, lambda: os.kill(workers_of_this()[-1], signal.SIGSTOP))
+    stop.start()
+    run = run_processes(experiment(ADPSGD(), budget=Budget(seconds=60)))
+    stop.join()
+    assert run.error is not None
+    assert re.match(r"node [01] has given no sign of life for \d+ s; the others: node", run.error)
+
+
+def test_nobody_is_blamed_for_a_pause_of_the_launcher_s_own(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(coordinator, "PATIENCE", 1.5)
+    hear, calls = Line.hear, itertools.count()
+
+    def late(line: Line, timeout: float) -> Iterator[tuple[int, Any]]:
+        """As after its machine was asleep: what was said meanwhile comes a little later."""
+        call = next(calls)
+        if call == 100:
+            time.sleep(2.5)
+        return iter(()) if 100 <= call < 105 else hear(line, timeout)
+
+    monkeypatch.setattr(Line, "hear", late)
+    run = run_processes(experiment(ADPSGD(), budget=Budget(seconds=5)))
+    assert run.error is None
+    assert next(calls) > 105

@@ -55,6 +55,8 @@ class Child:
         self._started = False
         self._reported = 0.0
         self._last_status: Status | None = None
+        self._events = 0
+        """As many as at the last tick."""
         self._obey: dict[type, Callable[[Any], None]] = {
             control.Take: self._take,
             control.Slow: self._slow,
@@ -261,8 +263,10 @@ class Child:
             return
         now = time.monotonic()
         due = now - self._reported > 0.25
-        # To count everything takes a while, and who computes is not done.
-        if not due and not self.host.is_idle:
+        events = self.host.events
+        still, self._events = events == self._events, events
+        # To count everything takes a while. Who waits for a message is idle, but not for long.
+        if not due and not (still and self.host.is_idle):
             return
         status = self.host.status()
         if due or (status.idle and status != self._last_status):

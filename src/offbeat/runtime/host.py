@@ -154,6 +154,11 @@ class Host(Monitor):
         asleep = bool(self._timers) and not self.parked
         return self._running and not self.requests and self.computing is None and not asleep
 
+    @property
+    def events(self) -> int:
+        """Gradients computed here, and messages received."""
+        return self.records.computed + self.records.received.total()
+
     def status(self) -> Status:
         with self.lock:
             return Status(

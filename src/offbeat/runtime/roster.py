@@ -12,6 +12,8 @@ from .seats import Seat, quiet
 
 REASON = 2.0
 """Seconds to wait for the reason why a connection ended."""
+PAUSE_SECONDS = 1.0
+"""After so many in which nobody listened here, silence before is nobody's fault."""
 
 
 class Roster:
@@ -35,6 +37,7 @@ class Roster:
         self._placement = placement
         self._hear = hear
         self._on_departure = on_departure
+        self._listened = time.monotonic()
 
     def seat_of(self, rank: int) -> Seat:
         """The one that carries this node."""
@@ -58,13 +61,20 @@ class Roster:
         self._placement.line.send(seat.host, word)
 
     def listen(self, timeout: float) -> None:
-        """Hear what has come, waiting for something at most that many seconds."""
+        """Hear what has come, waiting for something at most that many seconds.
+
+        This process may have been stopped, or its machine asleep: what others have said meanwhile
+        is not all here at once.
+        """
         for host, word in self._placement.line.hear(timeout):
             self._heed(host, word)
         for host, how in self._placement.spawner.ended().items():
             self.seats[host].ended = how
         now = time.monotonic()
+        pause, self._listened = now - self._listened - timeout, now
         for seat in self.seats:
+            if pause > PAUSE_SECONDS:
+                seat.heard = min(now, seat.heard + pause)
             if seat.is_over and seat.gone is None and not seat.arriving:
                 since = now - (seat.unplugged or now)
                 if seat.ended is not None or since > REASON:

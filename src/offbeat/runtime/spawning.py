@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import secrets
+import select
 import signal
 import threading
 import time
@@ -72,6 +73,8 @@ class Spawner:
 
     def __init__(self) -> None:
         self._started: dict[int, _Started] = {}
+        self._ends = select.poll()
+        """Of what can be read once a process has ended: to ask each for its exit code takes long."""
 
     def start(self, assignments: Iterable[Assignment]) -> None:
         """Start one process for each assignment."""
@@ -82,8 +85,10 @@ class Spawner:
         for assignment in assignments:
             ours, theirs = context.Pipe()
             process = context.Process(target=_main, args=(assignment, theirs), daemon=True)
+            self._forget(assignment.host)
             self._started[assignment.host] = _Started(process, ours)
             process.start()
+            self._ends.register(process.sentinel, select.POLLIN)
             theirs.close()
 
     def __contains__(self, host: int) -> bool:
@@ -95,12 +100,22 @@ class Spawner:
     def ended(self) -> dict[int, str]:
         """How processes have ended since this was asked last, by host."""
         found: dict[int, str] = {}
+        if not self._ends.poll(0):
+            return found
         for host, started in self._started.items():
             code = None if started.reported else started.process.exitcode
             if code is not None:
-                started.reported = True
+                self._forget(host)
                 found[host] = _said(started.lifeline) or _how(code)
         return found
+
+    def _forget(self, host: int) -> None:
+        """Ask no more how that process has ended."""
+        started = self._started.get(host)
+        if started is not None and not started.reported:
+            started.reported = True
+            with contextlib.suppress(KeyError, ValueError):  # It may not have started.
+                self._ends.unregister(started.process.sentinel)
 
     def end(self, patience: float, meanwhile: Callable[[], object]) -> None:
         """Wait until all are over, `patience` seconds at most, then kill those that are not."""
@@ -113,6 +128,7 @@ class Spawner:
             started.process.join()
             started.lifeline.close()
         self._started.clear()
+        self._ends = select.poll()
 
 
 def _said(lifeline: Any) -> str | None:
