@@ -74,7 +74,7 @@ class Spawner:
     def __init__(self) -> None:
         self._started: dict[int, _Started] = {}
         self._ends = select.poll()
-        """Of what can be read once a process has ended: to ask each for its exit code takes long."""
+        """Of what can be read once a process has ended; exit codes take long to ask for."""
 
     def start(self, assignments: Iterable[Assignment]) -> None:
         """Start one process for each assignment."""
