@@ -412,7 +412,7 @@ def test_ctrl_c_ends_all_threads(scheme):
     child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     try:
         assert child.stdout.readline() == "ready\n"
-        timer = threading.Timer(1.0, child.send_signal, [signal.SIGINT])
+        timer = threading.Timer(0.3, child.send_signal, [signal.SIGINT])
         timer.start()
         rest, _ = child.communicate(timeout=30)
         assert rest == "ended\n"

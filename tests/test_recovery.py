@@ -120,7 +120,7 @@ def test_an_asynchronous_server_comes_back_from_its_checkpoint(tmp_path: Path):
 def test_a_worker_joins_late_with_the_present_model(method: Method, tmp_path: Path):
     join = Fault(kind="join", rank=1, at=0.3)
     # Long enough for a process to start on a machine that has other things to do.
-    planned = experiment(method, 3, budget=Budget(seconds=8.0), faults=(join,))
+    planned = experiment(method, 3, budget=Budget(seconds=4.0), faults=(join,))
     run = run_processes(planned, tmp_path)
     assert run.error is None
     assert any("node 1 (worker) joined at" in note for note in run.notes)

@@ -212,7 +212,7 @@ def wait_for(condition, process):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_sweep_that_was_ended_in_the_middle_goes_on_to_the_same_table(how):
     budget = ["--budget.samples", "3200", "--method", "AsyncSGD", "--cluster.workers", "4"]
-    over = ["--over", "seed=0,1,2,3", "--over", "optimizer.lr=0.01,0.02", "--jobs", "2"]
+    over = ["--over", "seed=0,1,2", "--over", "optimizer.lr=0.01,0.02", "--jobs", "2"]
     command = [sys.executable, "-m", "offbeat", "sweep", *budget, *over, "--out"]
     process = subprocess.Popen(
         [*command, "out"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
@@ -229,16 +229,16 @@ def test_a_sweep_that_was_ended_in_the_middle_goes_on_to_the_same_table(how):
     _, told = process.communicate(timeout=60)
     assert are_gone(below)
     kept = {path: path.stat().st_mtime_ns for path in done()}
-    assert 2 <= len(kept) < 8
+    assert 2 <= len(kept) < 6
     if how == signal.SIGINT:
         assert process.returncode == 130
-        line = f"offbeat: interrupted: {len(kept)} of 8 cells are done; the same command does"
+        line = f"offbeat: interrupted: {len(kept)} of 6 cells are done; the same command does"
         assert told.decode().startswith(line)
         assert len(told.decode().splitlines()) == 1
         assert not list(Path("out/cells").glob(".*"))
     assert not Path("out/sweep.csv").exists()
     # What was being written when it was killed is no cell.
-    (Path("out/cells") / ".part-seed=3,optimizer.lr=0.02").mkdir(exist_ok=True)
+    (Path("out/cells") / ".part-seed=2,optimizer.lr=0.02").mkdir(exist_ok=True)
     assert main([*command[3:], "out"]) == 0
     assert kept.items() <= {path: path.stat().st_mtime_ns for path in done()}.items()
     assert not list(Path("out/cells").glob(".*"))
