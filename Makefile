@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+INSTALL := install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 .PHONY: setup demo test chaos lint format clean
 
@@ -10,9 +11,11 @@ setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip $(INSTALL) -e '.[dev]'
 	# Tests compare with its optimizers, which need none of what the rest of it does.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt timm
+	$(BIN)/python -m pip $(INSTALL) --no-deps timm
+	# All cores compile, where pip takes one. Some packages bring templates that are no Python.
+	$(BIN)/python -W ignore -m compileall -qq -j 0 .venv/lib || true
 	touch $(READY)
 
 # Compare methods of every family in the simulator and write the report; run one for real and replay
