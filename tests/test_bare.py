@@ -141,18 +141,40 @@ def test_a_step_that_is_wrapped_by_others_is_taken_as_it_is() -> None:
     assert (step_of(replaced) > 0.999).all()
 
 
-def test_a_class_s_step_that_others_have_patched_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wraps", [True, False])
+@pytest.mark.parametrize("before", [True, False], ids=["before the first", "later"])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_a_class_s_step_that_others_have_patched_runs(
+    kind: Any, before: bool, wraps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[object] = []
-    torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
-    own: Any = torch.optim.SGD.step
+    kind([nn.Parameter(torch.ones(1))], lr=0.1)
+    # As it is before torch has put its hooks around it.
+    own = kind.step.__wrapped__ if before else kind.step
 
-    @functools.wraps(own)
+    def patched(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return own(*arguments)
+
+    monkeypatch.setattr(kind, "step", functools.wraps(own)(patched) if wraps else patched)
+    step_of(lambda tensors: kind(tensors, lr=0.1))
+    assert len(calls) == 1
+
+
+def test_a_class_s_step_may_be_patched_at_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    x = nn.Parameter(torch.ones(3))
+    x.grad = torch.ones(3)
+    optimizer = torch.optim.SGD([x], lr=0.1)
+    step, own = bare_step(optimizer), torch.optim.SGD.step
+
     def patched(*arguments: Any) -> Any:
         calls.append(arguments)
         return own(*arguments)
 
     monkeypatch.setattr(torch.optim.SGD, "step", patched)
-    step_of(lambda tensors: torch.optim.SGD(tensors, lr=0.1))
+    assert not is_untouched(optimizer)
+    step()
     assert len(calls) == 1
 
 

@@ -193,6 +193,10 @@ def test_large_gradients_are_looked_at_in_turn():
             assert found[0][0] < turns
 
 
+def test_a_gradient_of_nothing_is_finite():
+    assert not diverges(torch.empty(0), 3)
+
+
 def diverges(vector: torch.Tensor | PiecewiseVector, step: int) -> bool:
     try:
         require_finite(job(vector), 0, step, 0.0)

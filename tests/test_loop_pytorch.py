@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import warnings
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -445,8 +446,13 @@ def test_models_and_optimizers_that_do_not_fit_are_refused():
     model = small()
     replaced = torch.optim.SGD(model.parameters(), lr=0.1)
     replaced.step = lambda closure=None: None
-    with pytest.raises(ValueError, match="the step of this SGD has been replaced on the object"):
-        distribute(model, replaced, method=SGD())
+    scheduled = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.optim.lr_scheduler.StepLR(scheduled, 1)
+    of_scheduler: Any = scheduled.step
+    scheduled.step = functools.wraps(of_scheduler)(lambda closure=None: of_scheduler(closure))
+    for optimizer in (replaced, scheduled):
+        with pytest.raises(ValueError, match="the step of this SGD has been replaced on the obj"):
+            distribute(model, optimizer, method=SGD())
     plain = torch.optim.SGD(small().parameters(), lr=0.1)
     with pytest.raises(ValueError, match="timeout is 0; it must be positive"):
         distribute(small(), plain, method=SGD(), timeout=0)

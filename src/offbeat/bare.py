@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Generator, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -46,9 +46,21 @@ def is_untouched(optimizer: Optimizer) -> bool:
         _global_optimizer_pre_hooks,
         _global_optimizer_post_hooks,
     )
-    step = type(optimizer).step
-    wrapped = getattr(step, "__code__", None) is _HOOKED or not hasattr(step, "__wrapped__")
-    return wrapped and "step" not in vars(optimizer) and not any(hooks)
+    kind = type(optimizer)
+    return _is_own(kind, kind.step) and "step" not in vars(optimizer) and not any(hooks)
+
+
+@lru_cache(maxsize=64)
+def _is_own(kind: type[Optimizer], step: Any) -> bool:
+    """Whether a class's step is what it was written with, in torch's hooks.
+
+    What others put in its place before the first was constructed lies within these hooks.
+    """
+    if getattr(step, "__code__", None) is not _HOOKED:
+        return False
+    inner = getattr(step.__wrapped__, "__code__", None)
+    torchs = inner is not None and inner.co_filename == _HOOKED.co_filename
+    return torchs or not kind.__module__.startswith("torch.optim.")
 
 
 def bare_step(optimizer: Optimizer) -> Callable[[], object]:
@@ -77,7 +89,7 @@ def bare_step(optimizer: Optimizer) -> Callable[[], object]:
 def _bare(optimizer: Optimizer) -> Callable[[], object] | None:
     """What torch wraps in hooks; None of what it does not."""
     step: Any = type(optimizer).step
-    if getattr(step, "__code__", None) is not _HOOKED:
+    if not _is_own(type(optimizer), step):
         return None
     if type(optimizer) is SGD and all(map(_is_simple, optimizer.param_groups)):
         return partial(_sgd_step, optimizer)

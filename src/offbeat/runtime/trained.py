@@ -105,8 +105,10 @@ def require_usable(optimizer: Optimizer) -> None:
             "not be of this job's gradients; give distribute() the optimizer inside"
         )
     replaced = vars(optimizer).get("step")
-    # A scheduler's is marked, and the same but for a note of its call.
-    if replaced is not None and not hasattr(replaced, "_wrapped_by_lr_sched"):
+    # A scheduler's is marked, and the class's but for a note of its call.
+    of_scheduler = hasattr(replaced, "_wrapped_by_lr_sched")
+    own = of_scheduler and getattr(replaced, "__wrapped__", None) is type(optimizer).step
+    if replaced is not None and not own:
         raise ValueError(
             f"the step of this {name} has been replaced on the object, and would not run for the "
             "optimizers that distribute() makes of it: replace it in a subclass"

@@ -307,7 +307,7 @@ def _looked_at(vector: Values | None, step: int) -> Sequence[Tensor]:
         return [vector.values]
     size = vector.shape[0]
     count = max(LOOKED_AT, -(-size // TURNS))
-    start = step * count % (-(-size // count) * count)
+    start = step % max(1, -(-size // count)) * count
     if isinstance(vector, Tensor):
         return [vector[start : start + count]]
     return vector.parts(start, start + count)
