@@ -161,6 +161,18 @@ def test_a_class_s_step_that_others_have_patched_runs(
     assert len(calls) == 1
 
 
+def test_every_optimizer_of_torch_is_untouched_until_somebody_patches_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = [nn.Parameter(torch.ones(2, 2))]
+    kinds: Any = (*ELEMENTWISE, torch.optim.Adafactor, torch.optim.LBFGS, torch.optim.Muon)
+    for kind in kinds:
+        assert is_untouched(kind(x, lr=0.1)), kind
+    # torch's own decorator around what is not torch's.
+    monkeypatch.setattr(torch.optim.SGD, "step", torch.no_grad()(lambda optimizer: None))
+    assert not is_untouched(torch.optim.SGD(x, lr=0.1))
+
+
 def test_a_class_s_step_may_be_patched_at_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[object] = []
     x = nn.Parameter(torch.ones(3))

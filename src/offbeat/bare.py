@@ -10,6 +10,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Generator, Mapping
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 _COMPILER = "torch._dynamo"
 _HOOKED = getattr(Optimizer.profile_hook_step(Optimizer.step), "__code__")  # noqa: B009
 """Of the function in which torch wraps every optimizer's step."""
+_TORCH = str(Path(torch.__file__).parent)
 _NOT_COMPILED = "__dynamo_disable"
 """Where torch keeps, of a function that it does not compile, the form that it calls instead."""
 
@@ -58,9 +60,16 @@ def _is_own(kind: type[Optimizer], step: Any) -> bool:
     """
     if getattr(step, "__code__", None) is not _HOOKED:
         return False
-    inner = getattr(step.__wrapped__, "__code__", None)
-    torchs = inner is not None and inner.co_filename == _HOOKED.co_filename
-    return torchs or not kind.__module__.startswith("torch.optim.")
+    if not kind.__module__.startswith("torch.optim."):
+        return True
+    while step is not None and _is_torchs(step):
+        step = getattr(step, "__wrapped__", None)
+    return step is None
+
+
+def _is_torchs(function: Any) -> bool:
+    code = getattr(function, "__code__", None)
+    return code is not None and code.co_filename.startswith(_TORCH)
 
 
 def bare_step(optimizer: Optimizer) -> Callable[[], object]:
