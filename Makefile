@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	# Tests compare with its optimizers, which need none of what the rest of it does.
 	$(BIN)/python -m pip $(INSTALL) --no-deps timm
 	# All cores compile, where pip takes one. Some packages bring templates that are no Python.
-	$(BIN)/python -W ignore -m compileall -qq -j 0 .venv/lib || true
+	$(BIN)/python -W ignore -m compileall -qq -j 0 .venv/lib src || true
 	touch $(READY)
 
 # Compare methods of every family in the simulator and write the report; run one for real and replay

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import sys
+import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 import offbeat
-from offbeat.methods import SGD
+from offbeat.methods import DPSGD, SGD
 from offbeat.runs import Metrics, Run
 from offbeat.testing import simulated, small_experiment
 from offbeat.testing.remains import adopt_orphans
@@ -119,13 +120,16 @@ def test_figures_are_medians_and_ratios_have_verdicts(capsys: pytest.CaptureFixt
     part.compare("low", 0.2, 0.25)
     part.compare("high", 4.0, 5, above=True)
     part.compare("free", 7.0)
+    part.compare("often", 0.5, also=[k / 100 for k in range(101)])
     assert part.as_json()["medians"] == {"ours": 3.0}
-    assert [ratio["met"] for ratio in part.as_json()["ratios"]] == [True, False, None]
+    assert [ratio["met"] for ratio in part.as_json()["ratios"]] == [True, False, None, None]
+    assert part.as_json()["ratios"][3]["between"] == pytest.approx((0.05, 0.95), abs=0.01)
     figures.show([part])
     printed = capsys.readouterr().out
     assert "low: 0.2 (target at most 0.25: met)" in printed
     assert "high: 4 (target at least 5: not met)" in printed
     assert "free: 7\n" in printed
+    assert re.search(r"often: 0\.5 \[0\.04\d* to 0\.95\d*\]\n", printed)
 
 
 def test_times_are_read_from_a_trace():
@@ -138,9 +142,6 @@ def test_times_are_read_from_a_trace():
         run.trace.rows["gradients"].append((0, 10 * k * ms, (10 * k + 5) * ms, 0.0))
         run.trace.rows["gradients"].append((1, 10 * k * ms, (10 * k + 8) * ms, 0.0))
         run.trace.rows["steps"].append((0, (10 * k + 6) * ms, k, 0, 0))
-    np.testing.assert_allclose(ours.step_seconds(run, since=0.0), [0.01] * 6)
-    # Of worker 0 one ended after that, and of worker 1 two.
-    np.testing.assert_allclose(ours.step_seconds(run, since=0.126), [0.01])
     np.testing.assert_allclose(ours.gap_seconds(run), [0.005] * 3 + [0.002] * 3)
     np.testing.assert_allclose(ours.together_seconds(run), [0.002] * 3)
     assert ours.updates_per_second(run) == pytest.approx(100)
@@ -183,6 +184,52 @@ def test_a_contestant_that_fails_is_named():
     before = multiprocessing.active_children()
     with pytest.raises(RuntimeError, match=r"test_benchmarks\.fails: ValueError: no such rival"):
         groups.Group(fails)
+    assert multiprocessing.active_children() == before
+
+
+def test_a_clock_keeps_the_times_of_its_last_ticks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    running = importlib.import_module("common.running")
+    monkeypatch.setattr(running, "KEPT", 8)
+    seconds = iter([0.0, 1.0, 3.0, 6.0, 10.0, 15.0, 21.0, 28.0, 36.0, 45.0])
+    monkeypatch.setattr(running.time, "perf_counter", lambda: next(seconds))
+    clock, reader = running.Clock(tmp_path / "1"), running.Clock(tmp_path / "1")
+    assert reader.read() == 0
+    for _ in range(10):
+        clock.tick()
+    assert reader.read() == 10
+    assert reader.gaps(6, 3) == [7.0, 8.0, 9.0]
+
+
+def _is_stopped(number: int) -> bool:
+    return "State:\tT (stopped)" in Path(f"/proc/{number}/status").read_text()
+
+
+def test_a_run_works_in_turns_and_leaves_nothing():
+    running = importlib.import_module("common.running")
+    problem = importlib.import_module("common.workloads").RandomData(network="small_mlp")
+    with running.Running(DPSGD(), problem) as run:
+        numbers = [run._process.pid, *run._clocks]
+        first = run.burst(20)
+        deadline = time.monotonic() + 10
+        while not all(map(_is_stopped, numbers)):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        second = run.burst(20)
+        folder = Path(run._folder.name)
+    assert [len(first), len(second)] == [40, 40]
+    # What lies between two turns is no step.
+    assert 0 < min(first + second) < 1
+    assert len(numbers) == 3
+    assert not folder.exists()
+    assert not any(Path(f"/proc/{number}").exists() for number in numbers)
+
+
+def test_a_run_that_fails_is_named():
+    running = importlib.import_module("common.running")
+    problem = importlib.import_module("common.workloads").RandomData(network="no such")
+    before = multiprocessing.active_children()
+    with pytest.raises(RuntimeError, match=r"offbeat\.run of DPSGD: KeyError: 'no such'"):
+        running.Running(DPSGD(), problem)
     assert multiprocessing.active_children() == before
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +17,14 @@ class Ratio:
 
     Args:
         above: the target is the least that is good, rather than the most.
+        between: what nine of ten such measurements would give.
     """
 
     what: str
     value: float
     target: float | None = None
     above: bool = False
+    between: tuple[float, float] | None = None
 
     @property
     def met(self) -> bool | None:
@@ -55,9 +57,22 @@ class Part:
         return statistics.median(self.rounds[what])
 
     def compare(
-        self, what: str, value: float, target: float | None = None, *, above: bool = False
+        self,
+        what: str,
+        value: float,
+        target: float | None = None,
+        *,
+        above: bool = False,
+        also: Sequence[float] = (),
     ) -> None:
-        self.ratios.append(Ratio(what=what, value=value, target=target, above=above))
+        """Note a ratio, with what it might have been instead: its values of resampled rounds."""
+        between = None
+        if also:
+            twentieths = statistics.quantiles(also, n=20)
+            between = (twentieths[0], twentieths[-1])
+        self.ratios.append(
+            Ratio(what=what, value=value, target=target, above=above, between=between)
+        )
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -65,8 +80,14 @@ class Part:
             "medians": {what: self.median(what) for what in self.rounds},
             "rounds": self.rounds,
             "ratios": [
-                {"what": r.what, "value": r.value, "target": r.target, "met": r.met}
-                for r in self.ratios
+                {
+                    "what": ratio.what,
+                    "value": ratio.value,
+                    "between": ratio.between,
+                    "target": ratio.target,
+                    "met": ratio.met,
+                }
+                for ratio in self.ratios
             ],
             "notes": self.notes,
         }
@@ -84,7 +105,7 @@ def show(parts: Iterable[Part]) -> None:
             table.add_row(what, *[_number(number) for number in numbers])
         console.print(table)
         for ratio in part.ratios:
-            print(f"{ratio.what}: {_number(ratio.value)}{_verdict(ratio)}")
+            print(f"{ratio.what}: {_number(ratio.value)}{_between(ratio)}{_verdict(ratio)}")
         for note in part.notes:
             print(f"note: {note}")
         print()
@@ -92,6 +113,12 @@ def show(parts: Iterable[Part]) -> None:
 
 def _number(value: float) -> str:
     return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _between(ratio: Ratio) -> str:
+    if ratio.between is None:
+        return ""
+    return " [{} to {}]".format(*map(_number, ratio.between))
 
 
 def _verdict(ratio: Ratio) -> str:

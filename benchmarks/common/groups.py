@@ -105,8 +105,7 @@ class Group:
 
     def _signal(self, number: signal.Signals) -> None:
         for process in self._processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, number)
+            send_signal(process.pid, number)
 
     def close(self) -> None:
         self._signal(signal.SIGCONT)
@@ -143,11 +142,21 @@ class Group:
         return answers
 
 
+def send_signal(process: int, number: signal.Signals) -> None:
+    """To a process that may have ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, number)
+
+
+def die_with_parent() -> None:
+    """Who is stopped does not notice that the parent is gone, and the server of forks with it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _live(contestant: Contestant, place: Place, settings: tuple[Any, ...], pipe: Any) -> None:
     # An interrupt reaches the whole terminal; the parent says when it is over.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Who is stopped does not notice that the parent is gone, and the server of forks with it.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     with ExitStack() as stack:

@@ -63,12 +63,6 @@ def _run(method: Method, problem: RandomData, workers: int, budget: offbeat.Budg
     return run
 
 
-def step_seconds(run: Run, since: float) -> list[float]:
-    """From the end of each gradient to that of the worker's next one, after so many seconds."""
-    ended = _by_worker(run, "end_ns")
-    return _seconds([np.diff(ends[ends >= since * 1e9]) for ends in ended])
-
-
 def gap_seconds(run: Run) -> list[float]:
     """From the end of each gradient to the beginning of the worker's next one."""
     begun, ended = _by_worker(run, "start_ns"), _by_worker(run, "end_ns")

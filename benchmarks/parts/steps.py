@@ -3,23 +3,27 @@
 The floor is two processes that train alone at the same time, in a plain loop; with the allocator's
 defaults or with offbeat's setting of it, whichever is the faster. What a contestant takes above it
 is the price of its communication; ratios are of these. D-PSGD by hand is what is left of that where
-nothing is general. Figures of when the two cores were far from
-each other do not count.
+nothing is general. Figures of when the two cores were far from each other do not count.
+
+Steps of the same program differ from process to process, for as long as each lives, so that every
+contestant is started several times, and has its turns each time.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+import random
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
 from common import ours
 from common.cores import Trials
 from common.figures import Part
-from common.groups import Contestant, Group
+from common.groups import Group
+from common.running import Running
 from common.workloads import RandomData
 from rivals import by_hand, decent, floor, gloo
 
@@ -32,83 +36,100 @@ METHODS: dict[str, Method] = {
     "StochasticGradientPush": StochasticGradientPush(),
 }
 TOPOLOGIES = ("ring", "complete")
-SETTLED_SECONDS = 6.5
-"""After which a run has all its memory, in huge pages."""
-MEASURED_SECONDS = 1.0
-STEPS = {"mlp": 40, "lenet5": 200}
+LIVES = 3
+"""How often every contestant is started."""
+STEPS = {"mlp": 20, "lenet5": 100}
+"""Of a turn."""
+SETTLING_STEPS = {"mlp": 30, "lenet5": 200}
+"""Of everyone's first turn, which does not count."""
 TITLES = {"mlp": "MLP 784-2048-2048-10, batch 32", "lenet5": "LeNet-5, batch 32"}
+RESAMPLED = 1000
+
+Contest = dict[str, Group | Running]
 
 
 def measure(*, rounds: int, quick: bool) -> list[Part]:
     networks = ["lenet5"] if quick else list(STEPS)
-    settled = 0.0 if quick else SETTLED_SECONDS
-    return [
-        _measure(network, rounds, 10 if quick else STEPS[network], settled) for network in networks
-    ]
+    return [_measure(network, rounds, quick) for network in networks]
 
 
-def _measure(network: str, rounds: int, steps: int, settled: float) -> Part:
+def _measure(network: str, rounds: int, quick: bool) -> Part:
     problem = RandomData(network=network)
     part = Part(name=f"steps of {network}", title=f"A step of {TITLES[network]}, 2 processes, ms")
-    with ExitStack() as stack:
-
-        def group(contestant: Contestant, *settings: Any) -> Group:
-            return stack.enter_context(Group(contestant, problem, *settings))
-
-        groups = {
-            "alone": group(floor.alone, False),
-            "alone, freed memory kept": group(floor.alone, True),
-            "DDP": group(gloo.ddp),
-            "D-PSGD by hand": group(by_hand.d_psgd),
-        }
-        if importlib.util.find_spec("decent_dp"):
-            for topology in TOPOLOGIES:
-                groups[f"decent-dp, {topology}"] = group(decent.decent_dp, topology)
-        else:
-            part.notes.append("decent-dp is not installed: left out")
-        for name, method in METHODS.items():
-            groups[f"{name}, own loop"] = group(ours.loop, method)
-        contestants: dict[str, Callable[[], list[float]]] = {
-            name: functools.partial(contestant.burst, steps) for name, contestant in groups.items()
-        }
-        for name, method in METHODS.items():
-            contestants[f"{name}, offbeat.run"] = functools.partial(_run, method, problem, settled)
-        trials = Trials()
-        for _ in range(rounds):
-            for name, measure in contestants.items():
-                trials.take(name, functools.partial(_milliseconds, measure))
-    part.rounds = {name: trials.values(name) for name in contestants}
+    trials, shuffled = Trials(), random.Random(0)
+    for _ in range(1 if quick else LIVES):
+        with ExitStack() as stack:
+            contest = _start(problem, stack)
+            if not quick:
+                for contestant in contest.values():
+                    contestant.burst(SETTLING_STEPS[network])
+            for _ in range(rounds):
+                for name in shuffled.sample(list(contest), len(contest)):
+                    steps = 10 if quick else STEPS[network]
+                    trials.take(name, functools.partial(_milliseconds, contest[name], steps))
+    part.rounds = {name: trials.values(name) for name in contest}
     part.notes.append(str(trials))
+    if not any(name.startswith("decent-dp") for name in contest):
+        part.notes.append("decent-dp is not installed: left out")
     _compare(part)
     return part
 
 
-def _milliseconds(measure: Callable[[], list[float]]) -> float:
-    return 1e3 * statistics.median(measure())
+def _start(problem: RandomData, stack: ExitStack) -> Contest:
+    """All contestants, each with processes of its own, which are stopped until its turn."""
+
+    def loops(contestant: Callable[..., Any], *settings: Any) -> Group:
+        return stack.enter_context(Group(contestant, problem, *settings))
+
+    contest: Contest = {
+        "alone": loops(floor.alone, False),
+        "alone, freed memory kept": loops(floor.alone, True),
+        "DDP": loops(gloo.ddp),
+        "D-PSGD by hand": loops(by_hand.d_psgd),
+    }
+    if importlib.util.find_spec("decent_dp"):
+        for topology in TOPOLOGIES:
+            contest[f"decent-dp, {topology}"] = loops(decent.decent_dp, topology)
+    for name, method in METHODS.items():
+        contest[f"{name}, own loop"] = loops(ours.loop, method)
+    for name, method in METHODS.items():
+        contest[f"{name}, offbeat.run"] = stack.enter_context(Running(method, problem))
+    return contest
 
 
-def _run(method: Method, problem: RandomData, settled: float) -> list[float]:
-    """Like the other contestants, which began long ago, a run is measured when it has settled."""
-    run = ours.run_for(method, problem, workers=2, seconds=settled + MEASURED_SECONDS)
-    return ours.step_seconds(run, since=settled)
+def _milliseconds(contestant: Group | Running, steps: int) -> float:
+    return 1e3 * statistics.median(contestant.burst(steps, warm=steps // 10))
 
 
 def _compare(part: Part) -> None:
-    floor = min(part.median("alone"), part.median("alone, freed memory kept"))
-
-    def above_floor(what: str) -> float:
-        return part.median(what) - floor
-
-    rivals = {"DDP": ("AllReduceSGD", "DDP", 0.25)}
-    peers = [what for what in part.rounds if what.startswith("decent-dp")]
+    medians = {name: part.median(name) for name in part.rounds}
+    rivals = {"AllReduceSGD": ("DDP", 0.25)}
+    peers = [name for name in medians if name.startswith("decent-dp")]
     if peers:
         best = min(peers, key=part.median)
-        rivals |= {name: (name, best, 0.4) for name in ("DPSGD", "StochasticGradientPush")}
-    for name, rival, target in rivals.values():
+        rivals |= dict.fromkeys(("DPSGD", "StochasticGradientPush"), (best, 0.4))
+    again = list(_resampled(part))
+    for name, (rival, target) in rivals.items():
         for way in ("offbeat.run", "own loop"):
             what = f"{name}, {way}"
             part.compare(
                 f"({what} - floor) / ({rival} - floor)",
-                above_floor(what) / above_floor(rival),
+                _ratio(medians, what, rival),
                 target,
+                also=[_ratio(others, what, rival) for others in again],
             )
+
+
+def _ratio(medians: dict[str, float], what: str, rival: str) -> float:
+    floor = min(medians["alone"], medians["alone, freed memory kept"])
+    return (medians[what] - floor) / (medians[rival] - floor)
+
+
+def _resampled(part: Part) -> Iterator[dict[str, float]]:
+    """Medians as they would be of other turns: of as many, drawn from those there were."""
+    drawn = random.Random(0)
+    for _ in range(RESAMPLED):
+        yield {
+            name: statistics.median(drawn.choices(values, k=len(values)))
+            for name, values in part.rounds.items()
+        }

@@ -1,0 +1,166 @@
+"""A run by `offbeat.run` that takes turns: all its processes are stopped between them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import os
+import signal
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from offbeat.method import Method
+from offbeat.runtime.spawning import server_of_forks
+
+from . import ours
+from .groups import START_TIMEOUT, die_with_parent, send_signal
+from .workloads import RandomData
+
+KEPT = 1 << 16
+"""Times that a worker's clock keeps."""
+LOOK_SECONDS = 0.05
+"""Between two looks whether a turn is over."""
+DAY_SECONDS = 86_400.0
+
+
+class Clock:
+    """When a worker has done what: in a file, to be read by another process."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            path.write_bytes(bytes(8 * (KEPT + 1)))
+        self._times = np.memmap(path, dtype=np.float64, mode="r+")
+        self.ticks = int(self._times[KEPT])
+
+    def tick(self) -> None:
+        self._times[self.ticks % KEPT] = time.perf_counter()
+        self.ticks += 1
+        self._times[KEPT] = self.ticks
+
+    def read(self) -> int:
+        """Its ticks so far."""
+        return int(self._times[KEPT])
+
+    def gaps(self, first: int, count: int) -> list[float]:
+        """Seconds between tick `first` and the next, and so on."""
+        return np.diff(self._times[np.arange(first, first + count + 1) % KEPT]).tolist()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClockedData(RandomData):
+    """The same, in processes that note when they ask for a loss.
+
+    Args:
+        folder: for a clock of each process, which is called by the process's number.
+    """
+
+    folder: str
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        _own_clock(self.folder, os.getpid()).tick()
+        return super().loss(outputs, targets)
+
+
+@functools.cache
+def _own_clock(folder: str, number: int) -> Clock:
+    die_with_parent()
+    # It appears when it is whole.
+    hidden = Path(folder) / f".{number}"
+    Clock(hidden)
+    hidden.rename(Path(folder) / str(number))
+    return Clock(Path(folder) / str(number))
+
+
+class Running:
+    """A run of two workers for as long as the block lasts.
+
+    Raises:
+        RuntimeError: it ended, or a turn took two minutes.
+    """
+
+    def __init__(self, method: Method, problem: RandomData, workers: int = 2) -> None:
+        self.name = f"offbeat.run of {type(method).__name__}"
+        self._folder = tempfile.TemporaryDirectory(prefix="offbeat-benchmark-", dir="/tmp")
+        clocked = ClockedData(**vars(problem), folder=self._folder.name)
+        self._pipe, theirs = server_of_forks([__name__]).Pipe()
+        # It has processes of its own, which a daemon may not.
+        self._process = server_of_forks().Process(
+            target=_live, args=(method, clocked, workers, theirs), daemon=False
+        )
+        self._process.start()
+        theirs.close()
+        self._clocks: dict[int, Clock] = {}
+        try:
+            self._wait(lambda: self._begun(workers))
+        except BaseException:
+            self.close()
+            raise
+        self._signal(signal.SIGSTOP)
+
+    def burst(self, steps: int, warm: int = 3) -> list[float]:
+        """Seconds of each of so many steps, after some that do not count; of all workers."""
+        clocks = self._clocks.values()
+        first = [clock.read() + warm for clock in clocks]
+        self._signal(signal.SIGCONT)
+        self._wait(lambda: all(c.read() > at + steps for c, at in zip(clocks, first, strict=True)))
+        self._signal(signal.SIGSTOP)
+        return list(
+            itertools.chain(*(c.gaps(at, steps) for c, at in zip(clocks, first, strict=True)))
+        )
+
+    def close(self) -> None:
+        self._signal(signal.SIGCONT)
+        send_signal(self._process.pid, signal.SIGINT)
+        self._process.join(15.0)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._pipe.close()
+        self._folder.cleanup()
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _begun(self, workers: int) -> bool:
+        """Whether all of them have taken a step; who evaluates asks for losses too."""
+        for path in Path(self._folder.name).glob("[0-9]*"):
+            number = int(path.name)
+            if number not in self._clocks and number != self._process.pid:
+                self._clocks[number] = Clock(path)
+        return len(self._clocks) == workers and all(c.read() for c in self._clocks.values())
+
+    def _wait(self, is_over: Any) -> None:
+        deadline = time.monotonic() + START_TIMEOUT
+        while not is_over():
+            if self._pipe.poll(LOOK_SECONDS):
+                with contextlib.suppress(EOFError):
+                    raise RuntimeError(f"{self.name}: {self._pipe.recv()}")
+                raise RuntimeError(f"{self.name}: its process has ended")
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{self.name} takes no steps for {START_TIMEOUT:.0f} s")
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in (self._process.pid, *self._clocks):
+            send_signal(process, number)
+
+
+def _live(method: Method, problem: RandomData, workers: int, pipe: Any) -> None:
+    # The server of forks has interrupts blocked; here one ends the run.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    die_with_parent()
+    try:
+        run = ours.run_for(method, problem, workers=workers, seconds=DAY_SECONDS)
+        pipe.send(f"it has ended: {run.stop}")
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {error}")
