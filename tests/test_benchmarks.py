@@ -1,5 +1,6 @@
 """The scripts of benchmarks/: what they import is there, and quick modes run."""
 
+import copy
 import importlib
 import json
 import math
@@ -7,6 +8,7 @@ import multiprocessing
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import offbeat
 from offbeat.methods import DPSGD, SGD
@@ -231,6 +234,49 @@ def test_a_run_that_fails_is_named():
     with pytest.raises(RuntimeError, match=r"offbeat\.run of DPSGD: KeyError: 'no such'"):
         running.Running(DPSGD(), problem)
     assert multiprocessing.active_children() == before
+
+
+@pytest.mark.parametrize("name", ["d_psgd", "push_sum"])
+def test_gossip_by_hand_is_the_method(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    by_hand, groups = map(importlib.import_module, ("rivals.by_hand", "common.groups"))
+    workloads = importlib.import_module("common.workloads")
+    problem = workloads.RandomData(network="small_mlp")
+    start = problem.model()
+    models = [copy.deepcopy(start) for _ in range(2)]
+    own = threading.local()
+    monkeypatch.setattr(by_hand, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(workloads.RandomData, "model", lambda self: models[own.rank])
+    done = threading.Barrier(2)
+
+    def work(rank: int):
+        own.rank = rank
+        place = groups.Place(rank=rank, size=2, port=0, folder=tmp_path)
+        with getattr(by_hand, name)(place, problem) as step:
+            for _ in range(3):
+                step()
+            done.wait(20)
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+
+    tensors = [parameters_to_vector(start.parameters()).detach()] * 2
+    draws = [workloads.minibatches(problem, rank) for rank in (0, 1)]
+    for _ in range(3):
+        changes: list[Any] = []
+        for x, draw in zip(tensors, draws, strict=True):
+            vector_to_parameters(x, start.parameters())
+            inputs, targets = draw()
+            loss = problem.loss(start(inputs), targets)
+            gradients = torch.autograd.grad(loss, list(start.parameters()))
+            changes.append(-0.001 * parameters_to_vector(gradients))
+        if name == "push_sum":
+            changes = [sum(changes) / 2] * 2
+        tensors = [sum(tensors) / 2 + change for change in changes]
+    for model, x in zip(models, tensors, strict=True):
+        torch.testing.assert_close(parameters_to_vector(model.parameters()).detach(), x)
 
 
 def test_decent_dp_takes_steps():

@@ -2,8 +2,8 @@
 
 The floor is two processes that train alone at the same time, in a plain loop; with the allocator's
 defaults or with offbeat's setting of it, whichever is the faster. What a contestant takes above it
-is the price of its communication; ratios are of these. D-PSGD by hand is what is left of that where
-nothing is general. Figures of when the two cores were far from each other do not count.
+is the price of its communication; ratios are of these. D-PSGD and SGP by hand are what is left of
+that where nothing is general. Figures of when the two cores were far from each other do not count.
 
 Steps of the same program differ from process to process, for as long as each lives, so that every
 contestant is started several times, and has its turns each time.
@@ -35,6 +35,8 @@ METHODS: dict[str, Method] = {
     "DPSGD": DPSGD(),
     "StochasticGradientPush": StochasticGradientPush(),
 }
+WAYS = ("own loop", "offbeat.run")
+BY_HAND = {"D-PSGD by hand": by_hand.d_psgd, "SGP by hand": by_hand.push_sum}
 TOPOLOGIES = ("ring", "complete")
 LIVES = 3
 """How often every contestant is started."""
@@ -85,8 +87,8 @@ def _start(problem: RandomData, stack: ExitStack) -> Contest:
         "alone": loops(floor.alone, False),
         "alone, freed memory kept": loops(floor.alone, True),
         "DDP": loops(gloo.ddp),
-        "D-PSGD by hand": loops(by_hand.d_psgd),
     }
+    contest |= {name: loops(contestant) for name, contestant in BY_HAND.items()}
     if importlib.util.find_spec("decent_dp"):
         for topology in TOPOLOGIES:
             contest[f"decent-dp, {topology}"] = loops(decent.decent_dp, topology)
@@ -103,21 +105,26 @@ def _milliseconds(contestant: Group | Running, steps: int) -> float:
 
 def _compare(part: Part) -> None:
     medians = {name: part.median(name) for name in part.rounds}
-    rivals = {"AllReduceSGD": ("DDP", 0.25)}
+    again = list(_resampled(part))
+
+    def compare(what: str, rival: str, target: float | None) -> None:
+        part.compare(
+            f"({what} - floor) / ({rival} - floor)",
+            _ratio(medians, what, rival),
+            target,
+            also=[_ratio(others, what, rival) for others in again],
+        )
+
+    for way in WAYS:
+        compare(f"AllReduceSGD, {way}", "DDP", 0.25)
     peers = [name for name in medians if name.startswith("decent-dp")]
     if peers:
         best = min(peers, key=part.median)
-        rivals |= dict.fromkeys(("DPSGD", "StochasticGradientPush"), (best, 0.4))
-    again = list(_resampled(part))
-    for name, (rival, target) in rivals.items():
-        for way in ("offbeat.run", "own loop"):
-            what = f"{name}, {way}"
-            part.compare(
-                f"({what} - floor) / ({rival} - floor)",
-                _ratio(medians, what, rival),
-                target,
-                also=[_ratio(others, what, rival) for others in again],
-            )
+        for way in WAYS:
+            for name in ("DPSGD", "StochasticGradientPush"):
+                compare(f"{name}, {way}", best, 0.4)
+        for name in BY_HAND:
+            compare(name, best, None)
 
 
 def _ratio(medians: dict[str, float], what: str, rival: str) -> float:

@@ -1,4 +1,4 @@
-"""D-PSGD of two processes written out by hand: what is left when nothing is general.
+"""Gossip of two processes written out by hand: what is left when nothing is general.
 
 One vector of parameters, two vectors of shared memory for each process, and one byte over a socket
 to say that the next one is ready. There are no types, no topologies, no failures, no signals and no
@@ -11,7 +11,7 @@ import mmap
 import os
 import socket
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import torch
@@ -28,7 +28,63 @@ TURNS = 2
 
 @contextmanager
 def d_psgd(place: Place, problem: RandomData) -> Generator[Step]:
-    """x <- x / 2 + (the other's x) / 2 - lr g(x), as two workers on a ring."""
+    """x <- x / 2 + (the other's x) / 2 - lr g(x), as two workers on a ring.
+
+    The other's x is on its way while the gradient is computed.
+    """
+    with _gossip(place, problem) as (gossip, gradient, descend):
+        gossip.send()
+
+        def step() -> None:
+            gradient()
+            gossip.average()
+            descend()
+            gossip.send()
+
+        yield step
+
+
+@contextmanager
+def push_sum(place: Place, problem: RandomData) -> Generator[Step]:
+    """x <- x - lr g(x), and then x <- x / 2 + (the other's x) / 2; both weights stay 1.
+
+    The other's x is that of after its step, and waited for.
+    """
+    with _gossip(place, problem) as (gossip, gradient, descend):
+
+        def step() -> None:
+            gradient()
+            descend()
+            gossip.send()
+            gossip.average()
+
+        yield step
+
+
+class _Gossip:
+    """One process's x and how it meets the other's."""
+
+    def __init__(self, x: Tensor, own: list[Tensor], others: list[Tensor], other: socket.socket):
+        self.x, self.own, self.others, self.other = x, own, others, other
+        self.sent = self.received = 0
+
+    def send(self) -> None:
+        torch.mul(self.x, 0.5, out=self.own[self.sent % TURNS])
+        self.sent += 1
+        self.other.send(b"x")
+
+    def average(self) -> None:
+        if not self.other.recv(1):
+            raise EOFError("the other process has ended")
+        torch.add(self.others[self.received % TURNS], self.x, alpha=0.5, out=self.x)
+        self.received += 1
+
+
+@contextmanager
+def _gossip(
+    place: Place, problem: RandomData
+) -> Generator[tuple[_Gossip, Callable[[], None], Callable[[], None]]]:
+    """What meets the other, what computes a gradient, and what steps by it."""
     keep_freed_memory()
     model, draw = problem.model(), minibatches(problem, place.rank)
     tensors = list(model.parameters())
@@ -37,30 +93,21 @@ def d_psgd(place: Place, problem: RandomData) -> Generator[Step]:
         tensor.data = view
     stepped = nn.Parameter(x)
     optimizer = Optimizer([stepped])
+
+    def gradient() -> None:
+        inputs, targets = draw()
+        problem.loss(model(inputs), targets).backward()
+        gradients = [tensor.grad.reshape(-1) for tensor in tensors if tensor.grad is not None]
+        stepped.grad = torch.cat(gradients)
+
+    def descend() -> None:
+        optimizer.step()
+        for tensor in (*tensors, stepped):
+            tensor.grad = None
+
     halves = _shared(place, x)
     with _connected(place) as other:
-        turn = 0
-        torch.mul(x, 0.5, out=halves[place.rank][turn])
-        other.send(b"x")
-
-        def step() -> None:
-            nonlocal turn
-            inputs, targets = draw()
-            loss = problem.loss(model(inputs), targets)
-            loss.backward()
-            gradients = [tensor.grad.reshape(-1) for tensor in tensors if tensor.grad is not None]
-            stepped.grad = torch.cat(gradients)
-            if not other.recv(1):
-                raise EOFError("the other process has ended")
-            torch.add(halves[1 - place.rank][turn], x, alpha=0.5, out=x)
-            optimizer.step()
-            for tensor in (*tensors, stepped):
-                tensor.grad = None
-            turn = (turn + 1) % TURNS
-            torch.mul(x, 0.5, out=halves[place.rank][turn])
-            other.send(b"x")
-
-        yield step
+        yield _Gossip(x, halves[place.rank], halves[1 - place.rank], other), gradient, descend
 
 
 def _shared(place: Place, x: Tensor) -> list[list[Tensor]]:
