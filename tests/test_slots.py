@@ -4,7 +4,6 @@ import ctypes
 import errno
 import fcntl
 import gc
-import multiprocessing
 import os
 import random
 import signal
@@ -22,6 +21,7 @@ from offbeat.runtime.mappings import SLOT_LIMIT, Mappings
 from offbeat.runtime.peer import Peer
 from offbeat.runtime.reactor import Reactor
 from offbeat.runtime.slots import SEALS, SMALLEST, Pool, slot_size
+from offbeat.runtime.spawning import server_of_forks
 from offbeat.runtime.stitching import PAGE
 from offbeat.runtime.transport import Transport
 
@@ -391,7 +391,7 @@ def _sender(listen: str, other: str) -> None:
 def test_a_killed_sender_leaves_its_payloads_readable_and_nothing_else(hosts, tmp_path) -> None:
     shared, before = files_shared(), slots_mapped()
     receiver = Host(1, f"unix:{tmp_path}/1")
-    process = multiprocessing.get_context("spawn").Process(
+    process = server_of_forks().Process(
         target=_sender, args=(f"unix:{tmp_path}/0", receiver.transport.address)
     )
     process.start()

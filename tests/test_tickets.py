@@ -1,16 +1,15 @@
 """Tickets: a count that processes share, bounded or not."""
 
 import math
-import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from offbeat.runtime import tickets as module
+from offbeat.runtime.spawning import server_of_forks
 from offbeat.runtime.tickets import Tickets
 
-SPAWN = multiprocessing.get_context("spawn")
 PATIENCE = 60.0
 
 
@@ -25,8 +24,9 @@ def _take(tickets: Tickets, most: int, taken) -> None:
 @contextmanager
 def processes(tickets: Tickets, count: int, most: int) -> Iterator[list[int]]:
     """So many have taken what they could, and then are killed; yields what each has taken."""
-    pipes = [SPAWN.Pipe(duplex=False) for _ in range(count)]
-    started = [SPAWN.Process(target=_take, args=(tickets, most, pipe[1])) for pipe in pipes]
+    context = server_of_forks()
+    pipes = [context.Pipe(duplex=False) for _ in range(count)]
+    started = [context.Process(target=_take, args=(tickets, most, pipe[1])) for pipe in pipes]
     for process in started:
         process.start()
     try:

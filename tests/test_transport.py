@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import multiprocessing
 import os
 import random
 import signal
@@ -20,6 +19,7 @@ from offbeat.runtime.addresses import socket_address
 from offbeat.runtime.framing import HEADER, MAGIC, VERSION, Kind, header
 from offbeat.runtime.handshake import dial
 from offbeat.runtime.payload import compose
+from offbeat.runtime.spawning import server_of_forks
 from offbeat.runtime.transport import Transport
 
 SECRET = b"the run's secret"
@@ -251,7 +251,7 @@ def _peer_with_child(listen: str, other: str, count: int) -> None:
 def test_a_killed_peer_is_lost_after_its_last_frame(hosts, tmp_path: Path) -> None:
     survivor = hosts(2, connect=False)[1]
     listen = f"unix:{tmp_path}/killed.sock"
-    context = multiprocessing.get_context("spawn")
+    context = server_of_forks()
     process = context.Process(
         target=_peer_with_child, args=(listen, survivor.transport.address, 50)
     )

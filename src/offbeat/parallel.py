@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import multiprocessing
 import os
 import signal
 import threading
@@ -12,6 +11,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
+
+from .runtime.spawning import server_of_forks
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -42,7 +43,7 @@ def shared(jobs: int) -> Generator[Share]:
     if jobs == 1:
         yield map
         return
-    context = multiprocessing.get_context("spawn")
+    context = server_of_forks()
     # Nothing is ever sent. When the last writing end is closed, the children see it.
     watched, lifeline = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(jobs, context, _begin, (watched,))
