@@ -58,10 +58,9 @@ def test_settings_files_and_wrappers(capsys, tmp_path, monkeypatch):
     assert set(names) <= set(rows(capsys.readouterr().out))
 
 
-@pytest.mark.parametrize("size", [1, 5, 40])
-@pytest.mark.parametrize("suffix", ["png", "svg"])
+@pytest.mark.parametrize(("size", "suffix"), [(1, "png"), (5, "svg"), (40, "svg")])
 def test_draws_the_same_bytes_each_time(size, suffix, tmp_path, capsys):
-    names = ["Ring", "Star", "Tree", "Torus", "Line", "OnePeerExponential", "RandomMatching"]
+    names = ["Star", "Torus", "OnePeerExponential", "RandomMatching"]
     paths = [tmp_path / f"{k}.{suffix}" for k in range(2)]
     for path in paths:
         assert main(["topologies", *names, "--workers", str(size), "--draw", str(path)]) == 0
