@@ -208,3 +208,46 @@ def test_hooks_of_all_optimizers_run_whenever_they_came(kind: Any) -> None:
     step()
     assert seen == [optimizer]
     assert is_untouched(optimizer)
+
+
+def test_a_class_of_one_s_own_may_be_patched_too() -> None:
+    class Own(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    calls: list[object] = []
+    x = nn.Parameter(torch.ones(3))
+    x.grad = torch.ones(3)
+    step = bare_step(Own([x], lr=0.1))
+    Own.step = lambda *arguments: calls.append(arguments)
+    step()
+    Own([x], lr=0.1)  # Now torch's hooks are around the new one.
+    step()
+    assert len(calls) == 2
+
+
+def test_what_another_package_puts_in_its_place_is_not_torch_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names: dict[str, Any] = {"calls": []}
+    file = f"{torch.__path__[0]}_elsewhere/optim.py"
+    exec(compile("def step(self, closure=None):\n    calls.append(1)", file, "exec"), names)
+    monkeypatch.setattr(torch.optim.SGD, "step", names["step"])
+    step_of(lambda tensors: torch.optim.SGD(tensors, lr=0.1))
+    assert names["calls"] == [1]
+
+
+def test_a_patch_beneath_sgd_s_step_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    own: Any = torch.optim.SGD._init_group
+
+    def tenfold(self: Any, group: Any, tensors: Any, gradients: Any, *others: Any) -> Any:
+        found = own(self, group, tensors, gradients, *others)
+        gradients[:] = [10 * gradient for gradient in gradients]
+        return found
+
+    def sgd(tensors: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(tensors, lr=0.1)
+
+    plain = step_of(sgd)
+    monkeypatch.setattr(torch.optim.SGD, "_init_group", tenfold)
+    torch.testing.assert_close(step_of(sgd) - 1, 10 * (plain - 1))

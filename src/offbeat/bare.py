@@ -7,10 +7,10 @@ what surrounds a step costs twice as much as the step itself.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Generator, Mapping
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 _COMPILER = "torch._dynamo"
 _HOOKED = getattr(Optimizer.profile_hook_step(Optimizer.step), "__code__")  # noqa: B009
 """Of the function in which torch wraps every optimizer's step."""
-_TORCH = str(Path(torch.__file__).parent)
+_TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 _NOT_COMPILED = "__dynamo_disable"
 """Where torch keeps, of a function that it does not compile, the form that it calls instead."""
 
@@ -82,12 +82,13 @@ def bare_step(optimizer: Optimizer) -> Callable[[], object]:
         on_cpu = all(p.device.type == "cpu" for p in group["params"])
         if on_cpu and group.get("foreach", True) is None and group.get("fused") is None:
             group["foreach"] = False  # What torch chooses on a CPU.
-    bare = _bare(optimizer)
+    kind = type(optimizer)
+    bare, captured = _bare(optimizer), kind.step
     if bare is None:
         return optimizer.step
 
     def step() -> None:
-        if is_untouched(optimizer):
+        if kind.step is captured and is_untouched(optimizer):
             bare()
         else:
             optimizer.step()
@@ -100,7 +101,8 @@ def _bare(optimizer: Optimizer) -> Callable[[], object] | None:
     step: Any = type(optimizer).step
     if not _is_own(type(optimizer), step):
         return None
-    if type(optimizer) is SGD and all(map(_is_simple, optimizer.param_groups)):
+    short = type(optimizer) is SGD and _is_torchs(SGD._init_group)
+    if short and all(map(_is_simple, optimizer.param_groups)):
         return partial(_sgd_step, optimizer)
     step = step.__wrapped__
     code = getattr(step, "__code__", None)

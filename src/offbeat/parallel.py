@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import os
 import signal
 import threading
@@ -11,8 +12,6 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
-
-from .runtime.spawning import server_of_forks
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -43,7 +42,7 @@ def shared(jobs: int) -> Generator[Share]:
     if jobs == 1:
         yield map
         return
-    context = server_of_forks()
+    context = multiprocessing.get_context("spawn")
     # Nothing is ever sent. When the last writing end is closed, the children see it.
     watched, lifeline = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(jobs, context, _begin, (watched,))
