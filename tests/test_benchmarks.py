@@ -23,6 +23,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 import offbeat
 from offbeat.methods import DPSGD, SGD
 from offbeat.runs import Metrics, Run
+from offbeat.runtime.spawning import server_of_forks
 from offbeat.testing import simulated, small_experiment
 from offbeat.testing.remains import adopt_orphans
 from offbeat.trace import Trace
@@ -180,6 +181,32 @@ def test_a_group_works_in_turns_and_leaves_nothing():
     assert str(os.getpid()) not in numbers
     assert not folder.exists()
     assert not any(Path(f"/proc/{number}").exists() for number in numbers)
+
+
+def _wait_to_be_killed(pipe: Any) -> None:
+    groups = importlib.import_module("common.groups")
+    with groups.Group(process_number, "here") as group:
+        pipe.send([process.pid for process in group._processes])
+        time.sleep(60)
+
+
+def test_stopped_processes_do_not_outlive_a_benchmark_that_is_killed():
+    context = server_of_forks()
+    ours, theirs = context.Pipe()
+    # Not a daemon: it has processes of its own.
+    process = context.Process(target=_wait_to_be_killed, args=(theirs,), daemon=False)
+    process.start()
+    try:
+        assert ours.poll(60)
+        stopped = ours.recv()
+        assert all(Path(f"/proc/{number}").exists() for number in stopped)
+    finally:
+        process.kill()
+        process.join()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{number}").exists() for number in stopped):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_contestant_that_fails_is_named():

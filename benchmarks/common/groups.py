@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,14 @@ def send_signal(process: int, number: signal.Signals) -> None:
 
 
 def die_with_parent() -> None:
-    """Who is stopped does not notice that the parent is gone, and the server of forks with it."""
+    """Who is stopped does not notice that the parent is gone, and the server of forks with it.
+
+    That one goes when nobody holds its pipe any more, of which every process forked has an end.
+    """
+    server: Any = forkserver._forkserver
+    if server._forkserver_alive_fd is not None:
+        os.close(server._forkserver_alive_fd)
+        server._forkserver_alive_fd = None
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

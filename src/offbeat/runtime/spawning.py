@@ -23,6 +23,9 @@ from .assignment import Assignment
 
 PRELOADED = ("offbeat.runtime.child_process", "offbeat.methods")
 """Imported once, before the processes are forked: what takes each of them seconds otherwise."""
+_SAFE_PATH = "PYTHONSAFEPATH"
+_FOR_SERVER = "offbeat"
+"""Its value if only the server of forks has it, and whoever it forks is to lose it."""
 
 
 def server_of_forks(imports: Iterable[str] = ()) -> ForkServerContext:
@@ -38,9 +41,16 @@ def server_of_forks(imports: Iterable[str] = ()) -> ForkServerContext:
     # tracker comes first, for its own start unblocks them.
     resource_tracker.ensure_running()
     masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    safe = os.environ.get(_SAFE_PATH)
+    # Python would look for modules in the current folder first, where the user's own may be.
+    os.environ[_SAFE_PATH] = safe or _FOR_SERVER
     try:
         forkserver.ensure_running()
     finally:
+        if safe is None:
+            del os.environ[_SAFE_PATH]
+        else:
+            os.environ[_SAFE_PATH] = safe
         signal.pthread_sigmask(signal.SIG_SETMASK, masked)
     return context
 
@@ -62,6 +72,8 @@ class _Started:
 
 
 def _main(assignment: Assignment, lifeline: Any) -> None:
+    if os.environ.get(_SAFE_PATH) == _FOR_SERVER:
+        del os.environ[_SAFE_PATH]
     # Imported in the server of forks; here nobody needs it, nor the second that it takes.
     from .child_process import main
 
