@@ -17,7 +17,7 @@ class Ratio:
 
     Args:
         above: the target is the least that is good, rather than the most.
-        between: what nine of ten such measurements would give.
+        between: where nine of ten are when rounds are drawn again from those there were.
     """
 
     what: str
