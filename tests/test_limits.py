@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import multiprocessing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from offbeat import Budget, Cluster, Method, Node, problems, simulate
+from offbeat import Budget, Cluster, Method, Node, problems, run, simulate
 from offbeat.cli.main import main
 from offbeat.methods import METHODS, SGD, AsyncSGD
 from offbeat.parameters import Layout, PiecewiseVector, SparseVector, Values
@@ -303,9 +304,11 @@ def test_a_gru_trains_on_threads_with_the_serial_bits():
     assert torch.equal(planned(evaluator="serial").vector, run.vector)
 
 
-def test_a_device_that_is_not_there_is_named():
+@pytest.mark.parametrize("carry_out", [simulate, run])
+def test_a_device_that_is_not_there_is_named(carry_out):
     with pytest.raises(ValueError, match="device 'cuda:7' cannot be used"):
-        simulate(SGD(), cluster=Cluster(workers=1), device="cuda:7")
+        carry_out(SGD(), cluster=Cluster(workers=1), device="cuda:7")
+    assert not multiprocessing.active_children()
 
 
 def test_everything_lives_on_the_device_that_is_named():
