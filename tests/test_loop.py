@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from offbeat.problems import IID, Batches, Digits, shard
 from offbeat.runtime.errors import RunError
 from offbeat.runtime.gradient_log import replay_loop
 from offbeat.runtime.loop import distribute
+from offbeat.runtime.reactor import GRACE_SECONDS
 from offbeat.runtime.simulated import Simulation
 from offbeat.runtime.world import World
 from offbeat.testing import small_experiment
@@ -247,6 +249,37 @@ def train_in_a_thread(out: Path, leaves: bool) -> None:
     # As at the end of a program, after which nothing waits for multiprocessing's own.
     threading._shutdown()
     os._exit(0)
+
+
+def test_a_loop_takes_in_itself_what_arrives_also_after_a_pause(tmp_path: Path):
+    """The transport's own thread does when the loop pauses; left to itself it would go on so."""
+    assert_fine(run_ranks(steps_after_a_pause, 2, tmp_path))
+    for rank in range(2):
+        taken = json.loads((tmp_path / f"taken-{rank}.json").read_text())
+        assert len(taken) == 80
+        assert not all(taken[:40])
+        assert any(taken[-20:])
+
+
+def steps_after_a_pause(out: Path) -> None:
+    rank, _ = rank_and_size()
+    model = network()
+    with distribute(model, optimizer_of(model), method=DPSGD(), timeout=30.0) as optimizer:
+        taken: list[bool] = []
+        receive = optimizer.host._receive
+
+        def noting(*what: Any) -> None:
+            taken.append(threading.current_thread() is threading.main_thread())
+            receive(*what)
+
+        optimizer.host._receive = noting
+        for step in range(80):
+            # The message of each step is there long before the gradient is.
+            time.sleep(0.005 if step >= 40 else 3 * GRACE_SECONDS)
+            model(torch.ones(4, 64)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    (out / f"taken-{rank}.json").write_text(json.dumps(taken[:80]))
 
 
 def test_gradients_of_a_rank_are_clipped(monkeypatch: pytest.MonkeyPatch):

@@ -143,6 +143,23 @@ def test_between_two_turns_of_another_thread_nobody_is_woken(
     assert served.thread_of_call() == own
 
 
+def test_who_stands_by_is_left_what_arrives(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = served.thread_of_call()
+    monkeypatch.setattr(module, "GRACE_SECONDS", 1000.0)
+    served.reactor.stand_by()
+    # Its own thread may have been waiting for what comes next.
+    served.reactor.call_soon(lambda: None)
+    time.sleep(0.05)
+    called = threading.Event()
+    served.reactor.call_soon(called.set)
+    assert not called.wait(0.2)
+    assert served.reactor.serve(called.is_set)
+    served.reactor.hand_over()
+    assert served.thread_of_call() == own
+
+
 def test_what_is_read_in_another_thread_is_read_once(served: Served) -> None:
     reading, writing = os.pipe()
     os.set_blocking(reading, False)

@@ -20,7 +20,7 @@ from offbeat.runtime.framing import FrameError, Kind
 from offbeat.runtime.mappings import SLOT_LIMIT, Mappings
 from offbeat.runtime.peer import Peer
 from offbeat.runtime.reactor import Reactor
-from offbeat.runtime.slots import SEALS, SMALLEST, Pool, slot_size
+from offbeat.runtime.slots import SEALS, SHARED_FROM, SMALLEST, Pool, slot_size
 from offbeat.runtime.spawning import server_of_forks
 from offbeat.runtime.stitching import PAGE
 from offbeat.runtime.transport import Transport
@@ -137,12 +137,11 @@ def test_what_was_received_and_what_is_one_s_own_are_joined_in_place(hosts) -> N
     del received
     gc.collect()
     settle(a.transport, b.transport)
-    (loan,) = a.pool._loans.values()
+    assert len(a.pool._loans) == 1
     assert torch.equal(whole[:half], sent)
     del whole
     gc.collect()
-    settle(b.transport, a.transport)
-    assert loan.token not in a.pool._loans
+    given_back(a)
 
 
 def test_a_slot_tensor_is_read_in_place_by_all(hosts) -> None:
@@ -241,28 +240,19 @@ def test_a_slot_waits_for_its_last_reader(hosts) -> None:
 
 def test_a_frame_takes_along_what_is_read_no_more(hosts, monkeypatch) -> None:
     a, b = hosts(2)
-    pushed: list[Kind] = []
-    push = Peer.push
-
-    def noted(peer: Peer, kind: Kind, content: Sequence[bytes | memoryview] = ()) -> bool:
-        pushed.append(kind)
-        return push(peer, kind, content)
+    pushed = kinds_pushed(monkeypatch)
 
     def answer(source: int, parts: list[memoryview]) -> None:
         parts.clear()
         b.transport.send(0, torch.ones(LARGE))
 
-    monkeypatch.setattr(Peer, "push", noted)
     monkeypatch.setattr(b.transport._mesh, "_on_frame", answer)
     a.transport.send(1, torch.ones(LARGE))
     kept = a.take(1)
     assert not a.pool._loans
     # Nobody sends anything now.
     del kept
-    deadline = time.monotonic() + PATIENCE
-    while b.pool._loans and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not b.pool._loans
+    given_back(b)
     assert pushed == [Kind.RELEASE]
 
 
@@ -281,10 +271,62 @@ def test_what_is_dropped_by_who_serves_is_given_back_at_once(hosts) -> None:
         return True
 
     assert b.transport.serve(dropped)
-    deadline = time.monotonic() + PATIENCE
-    while a.pool._loans and time.monotonic() < deadline:
-        time.sleep(0.01)
+    given_back(a)
+
+
+def test_a_small_loan_that_is_read_no_more_waits_for_the_next_frame_or_tick(
+    hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushed = kinds_pushed(monkeypatch)
+    a, b = hosts(2)
+    for host in (a, b):
+        host.transport.call_soon(lambda r=host.transport._mesh.reactor: hourly(r))
+    settle(a.transport, b.transport)
+    small = SHARED_FROM // 4
+    a.transport.send(1, torch.ones(small))
+    del b.take(1)[:]
+    settle(b.transport, a.transport)
+    assert len(a.pool._loans) == 1
+    b.transport.send(0, torch.ones(1))
+    a.take(1)
     assert not a.pool._loans
+    assert not pushed
+    # Of two none waits.
+    a.transport.send(1, torch.ones(small))
+    a.transport.send(1, torch.ones(small))
+    del b.take(2)[:]
+    given_back(a)
+    assert pushed == [Kind.RELEASE]
+    # Nor does one for longer than until the tick.
+    a.transport.send(1, torch.ones(small))
+    del b.take(1)[:]
+    settle(b.transport, a.transport)
+    assert len(a.pool._loans) == 1
+    reactor = b.transport._mesh.reactor
+    reactor._due = 0.0
+    reactor.waker.wake()
+    given_back(a)
+
+
+def kinds_pushed(monkeypatch: pytest.MonkeyPatch) -> list[Kind]:
+    """Of the frames that peers write beside those with payloads, from now on."""
+    pushed: list[Kind] = []
+    push = Peer.push
+
+    def noted(peer: Peer, kind: Kind, content: Sequence[bytes | memoryview] = ()) -> bool:
+        pushed.append(kind)
+        return push(peer, kind, content)
+
+    monkeypatch.setattr(Peer, "push", noted)
+    return pushed
+
+
+def given_back(owner: Host) -> None:
+    """Wait until whoever was lent something has said that it reads it no more."""
+    deadline = time.monotonic() + PATIENCE
+    while owner.pool._loans and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not owner.pool._loans
 
 
 def hourly(reactor: Reactor) -> None:

@@ -232,11 +232,13 @@ class Host(Monitor):
     def request_at_once(self) -> tuple[Task, GradientRequest] | None:
         """A request that is here, if no connection needs to be served until its gradient is.
 
-        Unlike `serve_request` it leaves the transport alone.
+        What arrives meanwhile is left to `serve_request`, which is likely to be called then: were
+        it the transport's own thread that took it in, the two would disturb each other.
         """
         with self.lock:
             if not self.requests or self._has_ended() or not self._may_be_deaf(*self.requests[0]):
                 return None
+            self.transport.stand_by()
             return self._taken()
 
     def serve_request(
@@ -257,15 +259,19 @@ class Host(Monitor):
         def over() -> object:
             if self.requests and not self._is_full():
                 return True
+            if self._has_ended() or until():
+                return True
             now = time.monotonic()
-            patient = not self.requests or now < began + OUTBOX_PATIENCE
-            return not patient or self._has_ended() or until() or now > deadline
+            return now > deadline or (self.requests and now >= began + OUTBOX_PATIENCE)
 
         left: float | None = 0.0
-        if not over() and not self.transport.serve(over) and not until():
+        waits = not self.requests or self._is_full()
+        if waits and not self.transport.serve(over) and not until():
             left = None if timeout is None else max(0.0, deadline - time.monotonic())
         asked = self._take_request(left)
-        if asked is None or not self._may_be_deaf(*asked):
+        if asked is not None and self._may_be_deaf(*asked):
+            self.transport.stand_by()
+        else:
             self.transport.hand_over()
         return asked
 

@@ -104,11 +104,12 @@ class Mappings:
     """What one other host has lent this one.
 
     Args:
-        on_release: told the token of a loan that nobody here refers to any more, from any thread,
-            even in the middle of a garbage collection: it must not wait for anything.
+        on_release: told the token and the length of a loan that nobody here refers to any more,
+            from any thread, even in the middle of a garbage collection: it must not wait for
+            anything.
     """
 
-    def __init__(self, on_release: Callable[[int], None]) -> None:
+    def __init__(self, on_release: Callable[[int, int], None]) -> None:
         self._slots: dict[int, _Mapped] = {}
         self._on_release = on_release
         self._read: deque[_Payload] = deque()
@@ -196,7 +197,7 @@ class Mappings:
     def _release(self, address: int, payload: _Payload) -> None:
         self._lent.pop(address, None)
         self._read.append(payload)
-        self._on_release(payload.token)
+        self._on_release(payload.token, payload.length)
 
     def tidy(self) -> None:
         """Make the mappings of loans that were released ready for the next."""

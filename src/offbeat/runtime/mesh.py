@@ -147,6 +147,8 @@ class Mesh:
                 peer.beat(now)
                 if peer.pulse.silence(now) > peer.pulse.deadline:
                     self._lose(peer, graceful=False)
+            if peer.released:
+                peer.release()
         self.reactor.call(self._on_tick)
 
     def adopt(self, host: int, sock: socket.socket) -> None:

@@ -30,6 +30,8 @@ AHEAD = 1 << 14
 PAYLOAD_OVERHEAD = 1 << 20
 """What a frame may have in tables and padding."""
 RELEASES_PER_FRAME = 1000
+SMALL = 1 << 20
+"""Bytes of a loan whose end may wait to be told by the next frame, or tick."""
 _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 _TOKEN = struct.Struct("!Q")
 
@@ -47,8 +49,8 @@ class Peer:
         limit: longest frame accepted, in bytes.
         patience: seconds of silence borne from another machine.
         on_queued: told by how many bytes what waits in the outbox grew or shrank, under the lock.
-        on_release: told of this when there are `released` loans, from any thread, even in the
-            middle of a garbage collection: it must not wait for anything.
+        on_release: told of this when `released` loans should not wait for the next frame, from any
+            thread, even in the middle of a garbage collection: it must not wait for anything.
     """
 
     def __init__(
@@ -198,9 +200,11 @@ class Peer:
                     self.push(Kind.RELEASE, [b"".join(map(_TOKEN.pack, tokens))])
         self._mappings.tidy()
 
-    def _release(self, token: int) -> None:
+    def _release(self, token: int, length: int) -> None:
         self.released.append(token)
-        self._on_release(self)
+        # A frame of its own, for one that the next frame is likely to tell, would cost as much.
+        if length > SMALL or len(self.released) > 1:
+            self._on_release(self)
 
     def _to_release(self) -> Sequence[int]:
         if not self.released:

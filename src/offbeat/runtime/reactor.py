@@ -129,6 +129,10 @@ class Reactor:
         self._wanted = False
         return not self.stopping
 
+    def stand_by(self) -> None:
+        """Let its own thread leave what arrives to the caller, as after `serve`."""
+        self._left = time.monotonic()
+
     def hand_over(self) -> None:
         """Let its own thread serve at once, after another one did."""
         if self._left > 0:

@@ -287,6 +287,10 @@ class Transport:
         self._forbid_in_thread("serve")
         return self._mesh.reactor.serve(until)
 
+    def stand_by(self) -> None:
+        """Let the transport's own thread wait as after `serve`, for the caller to come back."""
+        self._mesh.reactor.stand_by()
+
     def hand_over(self) -> None:
         """Let the transport's own thread work, if another one did until now."""
         self._mesh.reactor.hand_over()
