@@ -251,3 +251,22 @@ def test_a_patch_beneath_sgd_s_step_runs(monkeypatch: pytest.MonkeyPatch) -> Non
     plain = step_of(sgd)
     monkeypatch.setattr(torch.optim.SGD, "_init_group", tenfold)
     torch.testing.assert_close(step_of(sgd) - 1, 10 * (plain - 1))
+    # In a wrapper that is torch's.
+    monkeypatch.setattr(torch.optim.SGD, "_init_group", torch.no_grad()(tenfold))
+    torch.testing.assert_close(step_of(sgd) - 1, 10 * (plain - 1))
+
+
+def test_a_later_patch_beneath_sgd_s_step_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    step, calls = bare_step(optimizer), []
+    own: Any = torch.optim.SGD._init_group
+
+    def noted(*arguments: Any) -> Any:
+        calls.append(1)
+        return own(*arguments)
+
+    monkeypatch.setattr(torch.optim.SGD, "_init_group", noted)
+    parameter.grad = torch.ones(3)
+    step()
+    assert calls

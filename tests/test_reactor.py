@@ -160,6 +160,21 @@ def test_who_stands_by_is_left_what_arrives(
     assert served.thread_of_call() == own
 
 
+def test_who_stands_by_for_ever_is_not_waited_for() -> None:
+    served = Served(tick=0.01)
+    called = threading.Event()
+    served.reactor.stand_by()
+    served.reactor.call_soon(called.set)
+    deadline = time.monotonic() + PATIENCE
+    for event in (called, served.ticked, served.ticked, served.ticked):
+        while not event.is_set():
+            served.reactor.stand_by()
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        event.clear()
+    served.reactor.stop()
+
+
 def test_what_is_read_in_another_thread_is_read_once(served: Served) -> None:
     reading, writing = os.pipe()
     os.set_blocking(reading, False)

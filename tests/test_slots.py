@@ -497,7 +497,7 @@ def sealed(size: int, seals: int = SEALS) -> int:
     ids=["size", "unsealed", "empty", "file", "pipe"],
 )
 def test_what_is_no_slot_is_refused(make: Callable[[], int], size: int) -> None:
-    mappings, fd = Mappings(lambda token: None), make()
+    mappings, fd = Mappings(lambda token, length: None), make()
     with pytest.raises(FrameError, match=f"slot 1 is no sealed memory of {size} bytes"):
         mappings.add(1, size, fd)
     with pytest.raises(OSError, match="Bad file descriptor"):
@@ -505,7 +505,7 @@ def test_what_is_no_slot_is_refused(make: Callable[[], int], size: int) -> None:
 
 
 def test_bytes_beyond_a_slot_are_refused() -> None:
-    mappings = Mappings(lambda token: None)
+    mappings = Mappings(lambda token, length: None)
     mappings.add(1, SMALLEST, sealed(SMALLEST))
     for number, offset, length in [(2, 0, 1), (1, SMALLEST, 1), (1, 1, SMALLEST), (1, 0, 0)]:
         with pytest.raises(FrameError, match=f"{length} bytes at {offset} of slot {number}"):
@@ -516,7 +516,7 @@ def test_bytes_beyond_a_slot_are_refused() -> None:
 
 
 def test_a_host_has_only_so_many_slots() -> None:
-    mappings = Mappings(lambda token: None)
+    mappings = Mappings(lambda token, length: None)
     for number in range(SLOT_LIMIT):
         mappings.add(number, SMALLEST, sealed(SMALLEST))
     with pytest.raises(FrameError, match=f"more than {SLOT_LIMIT}"):

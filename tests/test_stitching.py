@@ -95,7 +95,7 @@ def test_a_slot_whose_pages_the_program_locks_is_read_as_its_owner_wrote_it():
     fd = os.memfd_create("slot", os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, 4 * PAGE)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
-    mappings = Mappings(lambda token: None)
+    mappings = Mappings(lambda token, length: None)
     mappings.add(1, 4 * PAGE, fd)
     for token in range(3):
         payload = torch.frombuffer(mappings.view(1, token, PAGE, 2 * PAGE), dtype=torch.uint8)

@@ -27,6 +27,9 @@ KEPT = 1 << 16
 """Times that a worker's clock keeps."""
 LOOK_SECONDS = 0.05
 """Between two looks whether a turn is over."""
+FIRST = 5
+"""Losses after which a worker takes steps: it asks for some before it has met the others, and who
+is stopped there may be taken for one who never comes."""
 DAY_SECONDS = 86_400.0
 
 
@@ -132,12 +135,14 @@ class Running:
         self.close()
 
     def _begun(self, workers: int) -> bool:
-        """Whether all of them have taken a step; who evaluates asks for losses too."""
+        """Whether all of them take steps; who evaluates asks for losses too."""
         for path in Path(self._folder.name).glob("[0-9]*"):
             number = int(path.name)
             if number not in self._clocks and number != self._process.pid:
                 self._clocks[number] = Clock(path)
-        return len(self._clocks) == workers and all(c.read() for c in self._clocks.values())
+        return len(self._clocks) == workers and all(
+            c.read() >= FIRST for c in self._clocks.values()
+        )
 
     def _wait(self, is_over: Any) -> None:
         deadline = time.monotonic() + START_TIMEOUT

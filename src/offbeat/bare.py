@@ -60,16 +60,17 @@ def _is_own(kind: type[Optimizer], step: Any) -> bool:
     """
     if getattr(step, "__code__", None) is not _HOOKED:
         return False
-    if not kind.__module__.startswith("torch.optim."):
-        return True
-    while step is not None and _is_torchs(step):
-        step = getattr(step, "__wrapped__", None)
-    return step is None
+    return not kind.__module__.startswith("torch.optim.") or _is_torchs(step)
 
 
 def _is_torchs(function: Any) -> bool:
-    code = getattr(function, "__code__", None)
-    return code is not None and code.co_filename.startswith(_TORCH)
+    """Whether torch has written it, and all that it is wrapped around."""
+    while function is not None:
+        code = getattr(function, "__code__", None)
+        if code is None or not code.co_filename.startswith(_TORCH):
+            return False
+        function = getattr(function, "__wrapped__", None)
+    return True
 
 
 def bare_step(optimizer: Optimizer) -> Callable[[], object]:
@@ -83,12 +84,12 @@ def bare_step(optimizer: Optimizer) -> Callable[[], object]:
         if on_cpu and group.get("foreach", True) is None and group.get("fused") is None:
             group["foreach"] = False  # What torch chooses on a CPU.
     kind = type(optimizer)
-    bare, captured = _bare(optimizer), kind.step
+    bare, captured, beneath = _bare(optimizer), kind.step, SGD._init_group
     if bare is None:
         return optimizer.step
 
     def step() -> None:
-        if kind.step is captured and is_untouched(optimizer):
+        if kind.step is captured and SGD._init_group is beneath and is_untouched(optimizer):
             bare()
         else:
             optimizer.step()

@@ -232,8 +232,8 @@ class Host(Monitor):
     def request_at_once(self) -> tuple[Task, GradientRequest] | None:
         """A request that is here, if no connection needs to be served until its gradient is.
 
-        What arrives meanwhile is left to `serve_request`, which is likely to be called then: were
-        it the transport's own thread that took it in, the two would disturb each other.
+        What arrives meanwhile is left to `serve_request`, which is likely to be called then, and
+        read at times until it is: a thread that takes it in at once disturbs this one.
         """
         with self.lock:
             if not self.requests or self._has_ended() or not self._may_be_deaf(*self.requests[0]):

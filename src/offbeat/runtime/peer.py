@@ -203,7 +203,7 @@ class Peer:
     def _release(self, token: int, length: int) -> None:
         self.released.append(token)
         # A frame of its own, for one that the next frame is likely to tell, would cost as much.
-        if length > SMALL or len(self.released) > 1:
+        if length > SMALL or len(self.released) > 1 or not self.reading:
             self._on_release(self)
 
     def _to_release(self) -> Sequence[int]:

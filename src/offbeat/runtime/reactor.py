@@ -61,8 +61,8 @@ class Reactor:
         """That thread, if it is another than its own."""
         self._wanted = self._polling = False
         """Another thread serves or is about to; its own thread is in the middle of it."""
-        self._left = -GRACE_SECONDS
-        """When another thread has served last."""
+        self._left = self._announced = -GRACE_SECONDS
+        """When another thread has served last, and when it has said that it will."""
         self._asleep = self._nudged = False
         """Somebody waits for events, or is about to; `after_events` is to be called."""
         self._called = threading.Lock()
@@ -130,13 +130,17 @@ class Reactor:
         return not self.stopping
 
     def stand_by(self) -> None:
-        """Let its own thread leave what arrives to the caller, as after `serve`."""
-        self._left = time.monotonic()
+        """Leave what arrives to the caller, who will serve soon.
+
+        Its own thread does not wait for it then: every `GRACE_SECONDS` it looks what is there, and
+        stands by again.
+        """
+        self._announced = time.monotonic()
 
     def hand_over(self) -> None:
         """Let its own thread serve at once, after another one did."""
-        if self._left > 0:
-            self._left = -GRACE_SECONDS
+        if self._left > 0 or self._announced > 0:
+            self._left = self._announced = -GRACE_SECONDS
             self._call_own()
 
     def _call_own(self) -> None:
@@ -191,7 +195,10 @@ class Reactor:
                 self._polling = True
                 # Asked after it has been said, so that one of the two sees the other.
                 if not self._wanted:
-                    self._serve_once()
+                    looks = time.monotonic() - self._announced < GRACE_SECONDS
+                    self._serve_once(waits=not looks)
+                    if looks and self._announced > 0:  # It has not been handed over meanwhile.
+                        self._left = time.monotonic()
                 self._polling = False
         with self._turn:
             with self._lock:
@@ -206,14 +213,15 @@ class Reactor:
         while not self.stopping and (self._wanted or time.monotonic() - self._left < GRACE_SECONDS):
             self._called.acquire(timeout=GRACE_SECONDS)
 
-    def _serve_once(self) -> None:
-        """Wait for what is next, and do it. With the turn."""
+    def _serve_once(self, *, waits: bool = True) -> None:
+        """Wait for what is next, or take what is there, and do it. With the turn."""
         if self.stopping:
             return
         try:
             self._asleep = True
             # Asked after it has been said, so that one of the two sees the other.
-            patience = 0.0 if self._nudged else max(0.0, self._due - time.monotonic())
+            waits = waits and not self._nudged
+            patience = max(0.0, self._due - time.monotonic()) if waits else 0.0
             ready = self._epoll.poll(patience)
             self._asleep = self._nudged = False
             for fd, _ in ready:

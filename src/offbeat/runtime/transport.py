@@ -288,7 +288,7 @@ class Transport:
         return self._mesh.reactor.serve(until)
 
     def stand_by(self) -> None:
-        """Let the transport's own thread wait as after `serve`, for the caller to come back."""
+        """Leave what arrives to the caller, who will `serve` soon; it is read at times until then."""
         self._mesh.reactor.stand_by()
 
     def hand_over(self) -> None:
