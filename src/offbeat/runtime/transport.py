@@ -288,7 +288,7 @@ class Transport:
         return self._mesh.reactor.serve(until)
 
     def stand_by(self) -> None:
-        """Leave what arrives to the caller, who will `serve` soon; it is read at times until then."""
+        """Leave what arrives to the caller, who will `serve` soon, and read it at times till then."""
         self._mesh.reactor.stand_by()
 
     def hand_over(self) -> None:
