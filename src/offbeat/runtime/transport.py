@@ -288,7 +288,7 @@ class Transport:
         return self._mesh.reactor.serve(until)
 
     def stand_by(self) -> None:
-        """Leave what arrives to the caller, who will `serve` soon, and read it at times till then."""
+        """Leave what arrives to the caller, who will `serve` soon; until then look at times."""
         self._mesh.reactor.stand_by()
 
     def hand_over(self) -> None:
