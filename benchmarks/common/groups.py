@@ -67,11 +67,22 @@ class Group:
 
     Their heartbeats too: threads that wake fifty times a second disturb whoever's turn it is.
 
+    Args:
+        contestant, settings: what every process is given.
+        size: processes.
+        beside: a second contestant that lives in the same processes, to be compared with.
+
     Raises:
         RuntimeError: one of them ended, or said nothing for two minutes.
     """
 
-    def __init__(self, contestant: Contestant, *settings: Any, size: int = 2) -> None:
+    def __init__(
+        self,
+        contestant: Contestant,
+        *settings: Any,
+        size: int = 2,
+        beside: Contestant | None = None,
+    ) -> None:
         self.name = f"{contestant.__module__.rpartition('.')[2]}.{contestant.__name__}"
         context = server_of_forks()
         self._folder = tempfile.TemporaryDirectory(prefix="offbeat-benchmark-", dir="/tmp")
@@ -82,7 +93,7 @@ class Group:
             place = Place(rank=rank, size=size, port=port, folder=Path(self._folder.name))
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_live, args=(contestant, place, settings, theirs), daemon=True
+                target=_live, args=(contestant, beside, place, settings, theirs), daemon=True
             )
             process.start()
             theirs.close()
@@ -95,11 +106,11 @@ class Group:
             raise
         self._signal(signal.SIGSTOP)
 
-    def burst(self, steps: int, warm: int = 3) -> list[float]:
+    def burst(self, steps: int, warm: int = 3, *, beside: bool = False) -> list[float]:
         """Seconds of each of so many steps, after some that do not count; of all processes."""
         self._signal(signal.SIGCONT)
         for pipe in self._pipes:
-            pipe.send((warm, steps))
+            pipe.send((beside, steps, warm))
         answers = self._answers()
         self._signal(signal.SIGSTOP)
         return [seconds for times in answers for seconds in times]
@@ -161,7 +172,13 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _live(contestant: Contestant, place: Place, settings: tuple[Any, ...], pipe: Any) -> None:
+def _live(
+    contestant: Contestant,
+    beside: Contestant | None,
+    place: Place,
+    settings: tuple[Any, ...],
+    pipe: Any,
+) -> None:
     # An interrupt reaches the whole terminal; the parent says when it is over.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
@@ -169,17 +186,21 @@ def _live(contestant: Contestant, place: Place, settings: tuple[Any, ...], pipe:
     torch.manual_seed(0)
     with ExitStack() as stack:
         try:
-            step = stack.enter_context(contestant(place, *settings))
+            lives = [stack.enter_context(contestant(place, *settings))]
+            if beside is not None:
+                lives.append(stack.enter_context(beside(place)))
             pipe.send([])
             while (asked := pipe.recv()) is not None:
-                pipe.send(_timed(step, *asked))
+                which, steps, warm = asked
+                pipe.send(timed(lives[which], steps, warm))
         except EOFError:
             pass
         except Exception as error:
             pipe.send(f"{type(error).__name__}: {error}")
 
 
-def _timed(step: Step, warm: int, steps: int) -> list[float]:
+def timed(step: Step, steps: int, warm: int) -> list[float]:
+    """Seconds of each of so many steps, after some that do not count."""
     for _ in range(warm):
         step()
     ends = [time.perf_counter()]

@@ -9,6 +9,7 @@ import os
 import signal
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from offbeat.method import Method
 from offbeat.runtime.spawning import server_of_forks
 
 from . import ours
-from .groups import START_TIMEOUT, die_with_parent, send_signal
-from .workloads import RandomData
+from .groups import START_TIMEOUT, Step, die_with_parent, send_signal, timed
+from .workloads import Optimizer, RandomData, plain_step
 
 KEPT = 1 << 16
 """Times that a worker's clock keeps."""
@@ -34,31 +35,54 @@ DAY_SECONDS = 86_400.0
 
 
 class Clock:
-    """When a worker has done what: in a file, to be read by another process."""
+    """When a worker has done what: in a file, to be read by another process.
+
+    That one may also ask for steps of the worker alone, and read what each took.
+    """
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
-            path.write_bytes(bytes(8 * (KEPT + 1)))
-        self._times = np.memmap(path, dtype=np.float64, mode="r+")
-        self.ticks = int(self._times[KEPT])
+            path.write_bytes(bytes(2 * 8 * KEPT + 3 * 8))
+        whole = np.memmap(path, dtype=np.float64, mode="r+")
+        self._times, self._alone, self._counts = np.split(whole, [KEPT, 2 * KEPT])
+        self.ticks = self.read()
 
     def tick(self) -> None:
         self._times[self.ticks % KEPT] = time.perf_counter()
         self.ticks += 1
-        self._times[KEPT] = self.ticks
+        self._counts[0] = self.ticks
 
     def read(self) -> int:
         """Its ticks so far."""
-        return int(self._times[KEPT])
+        return int(self._counts[0])
 
     def gaps(self, first: int, count: int) -> list[float]:
         """Seconds between tick `first` and the next, and so on."""
         return np.diff(self._times[np.arange(first, first + count + 1) % KEPT]).tolist()
 
+    @property
+    def asked(self) -> tuple[int, int]:
+        """Steps alone that it is asked for, and how many before these do not count."""
+        steps, warm = self._counts[1:].tolist()
+        return int(steps), int(warm)
+
+    def ask(self, steps: int, warm: int) -> None:
+        self._counts[1:] = steps, warm
+
+    def answer(self, seconds: Sequence[float]) -> None:
+        """Say what each of the steps asked for has taken."""
+        self._alone[: len(seconds)] = seconds
+        self.ask(0, 0)
+
+    def answers(self, steps: int) -> list[float]:
+        return self._alone[:steps].tolist()
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClockedData(RandomData):
     """The same, in processes that note when they ask for a loss.
+
+    In the midst of that they train another model alone, if they are asked to.
 
     Args:
         folder: for a clock of each process, which is called by the process's number.
@@ -67,7 +91,11 @@ class ClockedData(RandomData):
     folder: str
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        _own_clock(self.folder, os.getpid()).tick()
+        clock = _own_clock(self.folder, os.getpid())
+        clock.tick()
+        steps, warm = clock.asked
+        if steps:
+            clock.answer(timed(_alone(self.network, self.batch_size), steps, warm))
         return super().loss(outputs, targets)
 
 
@@ -79,6 +107,13 @@ def _own_clock(folder: str, number: int) -> Clock:
     Clock(hidden)
     hidden.rename(Path(folder) / str(number))
     return Clock(Path(folder) / str(number))
+
+
+@functools.cache
+def _alone(network: str, batch_size: int) -> Step:
+    problem = RandomData(network=network, batch_size=batch_size)
+    model = problem.model()
+    return plain_step(problem, model, Optimizer(model.parameters()), os.getpid())
 
 
 class Running:
@@ -107,16 +142,25 @@ class Running:
             raise
         self._signal(signal.SIGSTOP)
 
-    def burst(self, steps: int, warm: int = 3) -> list[float]:
-        """Seconds of each of so many steps, after some that do not count; of all workers."""
-        clocks = self._clocks.values()
+    def burst(self, steps: int, warm: int = 3, *, beside: bool = False) -> list[float]:
+        """Seconds of each of so many steps, after some that do not count; of all workers.
+
+        Those `beside` the run are of each worker alone, in the midst of one of its steps.
+        """
+        clocks = list(self._clocks.values())
         first = [clock.read() + warm for clock in clocks]
+        for clock in clocks if beside else ():
+            clock.ask(steps, warm)
         self._signal(signal.SIGCONT)
-        self._wait(lambda: all(c.read() > at + steps for c, at in zip(clocks, first, strict=True)))
+        if beside:
+            self._wait(lambda: not any(clock.asked[0] for clock in clocks))
+            seconds = [clock.answers(steps) for clock in clocks]
+        else:
+            goals = [at + steps for at in first]
+            self._wait(lambda: all(c.read() > at for c, at in zip(clocks, goals, strict=True)))
+            seconds = [c.gaps(at, steps) for c, at in zip(clocks, first, strict=True)]
         self._signal(signal.SIGSTOP)
-        return list(
-            itertools.chain(*(c.gaps(at, steps) for c, at in zip(clocks, first, strict=True)))
-        )
+        return list(itertools.chain(*seconds))
 
     def close(self) -> None:
         self._signal(signal.SIGCONT)

@@ -1,12 +1,14 @@
 """Synchronous steps: what communication adds to a step, against DDP and decent-dp.
 
-The floor is two processes that train alone at the same time, in a plain loop; with the allocator's
-defaults or with offbeat's setting of it, whichever is the faster. What a contestant takes above it
-is the price of its communication; ratios are of these. D-PSGD and SGP by hand are what is left of
-that where nothing is general. Figures of when the two cores were far from each other do not count.
+Every contestant's processes hold a second model, which each of them trains alone in a plain loop,
+both at the same time. In a turn these steps and the contestant's alternate, some of each. What
+counts is the difference, the price of communication, and ratios are of these. D-PSGD and SGP by
+hand are what is left of it where nothing is general. Figures of when the two cores were far from
+each other do not count.
 
-Steps of the same program differ from process to process, for as long as each lives, so that every
-contestant is started several times, and has its turns each time.
+Steps of the same program differ from process to process, for as long as each lives, which is why
+they are compared within one; and from hour to hour. So every contestant is started several times,
+and has its turns each time.
 """
 
 from __future__ import annotations
@@ -40,13 +42,16 @@ BY_HAND = {"D-PSGD by hand": by_hand.d_psgd, "SGP by hand": by_hand.push_sum}
 TOPOLOGIES = ("ring", "complete")
 LIVES = 3
 """How often every contestant is started."""
-STEPS = {"mlp": 20, "lenet5": 100}
-"""Of a turn."""
-SETTLING_STEPS = {"mlp": 30, "lenet5": 200}
-"""Of everyone's first turn, which does not count."""
+BLOCKS = 5
+"""Of a turn, each of some steps of the contestant and some alone."""
+STEPS = {"mlp": 5, "lenet5": 20}
+"""Of either in a block."""
+SETTLING_STEPS = {"mlp": 10, "lenet5": 60}
+"""At the beginning of every turn; they do not count."""
 TITLES = {"mlp": "MLP 784-2048-2048-10, batch 32", "lenet5": "LeNet-5, batch 32"}
 RESAMPLED = 1000
 
+ALONE = "a step alone"
 Contest = dict[str, Group | Running]
 
 
@@ -57,19 +62,18 @@ def measure(*, rounds: int, quick: bool) -> list[Part]:
 
 def _measure(network: str, rounds: int, quick: bool) -> Part:
     problem = RandomData(network=network)
-    part = Part(name=f"steps of {network}", title=f"A step of {TITLES[network]}, 2 processes, ms")
+    title = f"What communication adds to a step of {TITLES[network]}, 2 processes, ms"
+    part = Part(name=f"steps of {network}", title=title)
     trials, shuffled = Trials(), random.Random(0)
+    alone: list[float] = []
     for _ in range(1 if quick else LIVES):
         with ExitStack() as stack:
             contest = _start(problem, stack)
-            if not quick:
-                for contestant in contest.values():
-                    contestant.burst(SETTLING_STEPS[network])
             for _ in range(rounds):
                 for name in shuffled.sample(list(contest), len(contest)):
-                    steps = 10 if quick else STEPS[network]
-                    trials.take(name, functools.partial(_milliseconds, contest[name], steps))
-    part.rounds = {name: trials.values(name) for name in contest}
+                    turn = functools.partial(_added, contest[name], network, quick, alone)
+                    trials.take(name, turn)
+    part.rounds = {ALONE: alone} | {name: trials.values(name) for name in contest}
     part.notes.append(str(trials))
     if not any(name.startswith("decent-dp") for name in contest):
         part.notes.append("decent-dp is not installed: left out")
@@ -81,13 +85,10 @@ def _start(problem: RandomData, stack: ExitStack) -> Contest:
     """All contestants, each with processes of its own, which are stopped until its turn."""
 
     def loops(contestant: Callable[..., Any], *settings: Any) -> Group:
-        return stack.enter_context(Group(contestant, problem, *settings))
+        beside = functools.partial(floor.alone, problem=problem)
+        return stack.enter_context(Group(contestant, problem, *settings, beside=beside))
 
-    contest: Contest = {
-        "alone": loops(floor.alone, False),
-        "alone, freed memory kept": loops(floor.alone, True),
-        "DDP": loops(gloo.ddp),
-    }
+    contest: Contest = {"DDP": loops(gloo.ddp)}
     contest |= {name: loops(contestant) for name, contestant in BY_HAND.items()}
     if importlib.util.find_spec("decent_dp"):
         for topology in TOPOLOGIES:
@@ -99,8 +100,26 @@ def _start(problem: RandomData, stack: ExitStack) -> Contest:
     return contest
 
 
-def _milliseconds(contestant: Group | Running, steps: int) -> float:
-    return 1e3 * statistics.median(contestant.burst(steps, warm=steps // 10))
+def _added(contestant: Group | Running, network: str, quick: bool, alone: list[float]) -> float:
+    """Milliseconds by which its steps take longer than those of its processes alone.
+
+    Args:
+        alone: gets what these took.
+    """
+    if not quick:
+        contestant.burst(SETTLING_STEPS[network])
+    steps = STEPS[network]
+
+    def taken(*, beside: bool) -> float:
+        return 1e3 * statistics.median(contestant.burst(steps, warm=steps // 5, beside=beside))
+
+    added: list[float] = []
+    for block in range(1 if quick else BLOCKS):
+        # Which of them comes first alternates, so that what changes meanwhile is no difference.
+        found = {beside: taken(beside=beside) for beside in (block % 2 == 0, block % 2 == 1)}
+        alone.append(found[True])
+        added.append(found[False] - found[True])
+    return statistics.median(added)
 
 
 def _compare(part: Part) -> None:
@@ -109,10 +128,10 @@ def _compare(part: Part) -> None:
 
     def compare(what: str, rival: str, target: float | None) -> None:
         part.compare(
-            f"({what} - floor) / ({rival} - floor)",
-            _ratio(medians, what, rival),
+            f"{what} / {rival}",
+            medians[what] / medians[rival],
             target,
-            also=[_ratio(others, what, rival) for others in again],
+            also=[others[what] / others[rival] for others in again],
         )
 
     for way in WAYS:
@@ -125,11 +144,6 @@ def _compare(part: Part) -> None:
                 compare(f"{name}, {way}", best, 0.4)
         for name in BY_HAND:
             compare(name, best, None)
-
-
-def _ratio(medians: dict[str, float], what: str, rival: str) -> float:
-    floor = min(medians["alone"], medians["alone, freed memory kept"])
-    return (medians[what] - floor) / (medians[rival] - floor)
 
 
 def _resampled(part: Part) -> Iterator[dict[str, float]]:

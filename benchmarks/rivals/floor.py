@@ -1,4 +1,4 @@
-"""The floor: each process trains alone, at the same time as the other."""
+"""The floor: each process trains alone, at the same time as the other, and keeps freed memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from offbeat.runtime.memory import keep_freed_memory
 
 
 @contextmanager
-def alone(place: Place, problem: RandomData, keeps_memory: bool) -> Generator[Step]:
-    """A plain PyTorch loop; it may have offbeat's setting of the C library's allocator."""
-    if keeps_memory:
-        keep_freed_memory()
+def alone(place: Place, problem: RandomData) -> Generator[Step]:
+    """A plain PyTorch loop, with offbeat's setting of the C library's allocator."""
+    keep_freed_memory()
     model = problem.model()
     optimizer = Optimizer(model.parameters())
     yield plain_step(problem, model, optimizer, place.rank)
