@@ -60,7 +60,7 @@ def experiment(name: str, rate: float, samples: int) -> Experiment:
 
 def assert_about(samples: int, printed: int) -> None:
     """Other processors round otherwise: PowerSGD takes 12,000 samples on one, 18,000 on another."""
-    assert printed / 2 <= samples <= 2 * printed
+    assert 0.6 * printed <= samples <= 1.6 * printed
 
 
 def test_the_page_has_every_method_in_the_registry_s_order():

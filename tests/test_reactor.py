@@ -135,6 +135,11 @@ def test_between_two_turns_of_another_thread_nobody_is_woken(
     own = served.thread_of_call()
     monkeypatch.setattr(module, "GRACE_SECONDS", 1000.0)
     assert served.reactor.serve(lambda: True)
+    assert_left_to_the_caller(served, own)
+
+
+def assert_left_to_the_caller(served: Served, own: int) -> None:
+    """What is to be done waits for this thread to serve, until it hands over."""
     called = threading.Event()
     served.reactor.call_soon(called.set)
     assert not called.wait(0.2)
@@ -152,12 +157,7 @@ def test_who_stands_by_is_left_what_arrives(
     # Its own thread may have been waiting for what comes next.
     served.reactor.call_soon(lambda: None)
     time.sleep(0.05)
-    called = threading.Event()
-    served.reactor.call_soon(called.set)
-    assert not called.wait(0.2)
-    assert served.reactor.serve(called.is_set)
-    served.reactor.hand_over()
-    assert served.thread_of_call() == own
+    assert_left_to_the_caller(served, own)
 
 
 def test_who_stands_by_for_ever_is_not_waited_for() -> None:
