@@ -33,6 +33,8 @@ W = TypeVar("W")
 
 CONNECTING = 60.0
 """Seconds for this process to reach the coordinator, and then for all to reach each other."""
+WAITING = 60.0
+"""Seconds that a process whose part is over waits for the others: longer than they may take."""
 
 
 class Child:
@@ -108,7 +110,7 @@ class Child:
         self._compute()
         if host.failure is not None:
             self.tell(control.Traced(trace=self._trace()))
-            self._may_close.wait(timeout=10.0)
+            self._may_close.wait(WAITING)
         else:
             host.finish()
             self.tell(
@@ -121,7 +123,7 @@ class Child:
                 )
             )
             # Until all have finished a closed connection would look like a departure.
-            self._may_close.wait(timeout=10.0)
+            self._may_close.wait(WAITING)
         host.close(timeout=2.0)
 
     def _trace(self) -> control.Tables:

@@ -34,7 +34,7 @@ from .world import Progress, World
 LOOK_SECONDS = 0.1
 """Between two looks at whether something is due, at most."""
 PATIENCE = 30.0
-"""Seconds without a word from a process after which it counts as hung."""
+"""Seconds without a word from a process after which it counts as hung, at the end too."""
 FAREWELL = 8.0
 """Seconds that processes have to end by themselves."""
 
@@ -382,7 +382,7 @@ class Coordinator:
                 self.roster.listen(0.02)
         self._keep_last()
         self.roster.tell(control.Finish())
-        deadline = time.monotonic() + FAREWELL
+        deadline = time.monotonic() + PATIENCE
         while any(seat.snapshots is None for seat in self.roster.live()):
             self.roster.listen(0.05)
             if time.monotonic() > deadline:

@@ -264,11 +264,15 @@ class Host(Monitor):
             now = time.monotonic()
             return now > deadline or (self.requests and now >= began + OUTBOX_PATIENCE)
 
-        left: float | None = 0.0
-        waits = not self.requests or self._is_full()
-        if waits and not self.transport.serve(over) and not until():
-            left = None if timeout is None else max(0.0, deadline - time.monotonic())
-        asked = self._take_request(left)
+        while True:
+            left: float | None = 0.0
+            waits = not self.requests or self._is_full()
+            if waits and not self.transport.serve(over) and not until():
+                left = None if timeout is None else max(0.0, deadline - time.monotonic())
+            asked = self._take_request(left)
+            # The request that ended the wait may be gone: the budget was spent meanwhile.
+            if asked or self._has_ended() or until() or time.monotonic() > deadline:
+                break
         if asked is not None and self._may_be_deaf(*asked):
             self.transport.stand_by()
         else:
