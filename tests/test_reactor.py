@@ -18,7 +18,7 @@ PATIENCE = 30.0
 class Served:
     """A reactor that notes what it does, and in which thread."""
 
-    def __init__(self, tick: float = 1000.0) -> None:
+    def __init__(self, tick: float = 1000.0, *, spins: bool = False) -> None:
         self.ticked, self.after, self.ended = (threading.Event() for _ in range(3))
         self.errors: list[BaseException] = []
         self.reactor = Reactor(
@@ -28,6 +28,7 @@ class Served:
             after_events=self.after.set,
             on_error=self.errors.append,
             on_end=self.ended.set,
+            spins=spins,
         )
         self.reactor.start()
 
@@ -189,6 +190,82 @@ def test_what_is_read_in_another_thread_is_read_once(served: Served) -> None:
     served.reactor.stop()
     os.close(reading)
     os.close(writing)
+
+
+class Waits:
+    """A reactor's waits by any thread, as the seconds that each was to last at most."""
+
+    def __init__(self, reactor: Reactor, *, spins: bool) -> None:
+        self._epoll, reactor._epoll = reactor._epoll, self
+        self._reactor, self.spins = reactor, spins
+        self.of: dict[int, list[float]] = {}
+
+    def poll(self, patience: float) -> list[tuple[int, int]]:
+        self.of.setdefault(threading.get_ident(), []).append(patience)
+        return self._epoll.poll(patience)
+
+    def __getattr__(self, name: str):
+        return getattr(self._epoll, name)
+
+    def until_called(self, after: float = 0.0) -> list[float]:
+        """Those of this thread while it serves until a call that comes so many seconds later."""
+        self.of.clear()
+        called = threading.Event()
+        timer = threading.Timer(after, self._reactor.call_soon, [called.set])
+        timer.start()
+        assert self._reactor.serve(called.is_set)
+        timer.join()
+        return self.of.get(threading.get_ident(), [])
+
+
+@pytest.fixture(params=[True, False], ids=["spins", "does not"])
+def streak(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Waits]:
+    """Of a reactor that may spin, or may not, after short waits."""
+    served = Served(spins=request.param)
+    waits = Waits(served.reactor, spins=request.param)
+    monkeypatch.setattr(module, "SPIN_SECONDS", PATIENCE)
+    # Its own thread would come in between.
+    monkeypatch.setattr(module, "GRACE_SECONDS", 1000.0)
+    try:
+        assert served.reactor.serve(lambda: True)
+        for _ in range(module.STREAK):
+            waits.until_called()
+        yield waits
+    finally:
+        served.reactor.stop()
+
+
+def test_after_short_waits_a_core_is_kept_awake_for_the_next(streak: Waits) -> None:
+    waits = streak.until_called(0.05)
+    if streak.spins:
+        assert len(waits) > 10
+        assert not any(waits)
+    else:
+        assert len(waits) <= 3
+        assert all(waits)
+
+
+def test_a_core_is_not_kept_awake_for_what_does_not_come(
+    streak: Waits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SPIN_SECONDS", 0.02)
+    *spun, last = streak.until_called(0.2)
+    assert last > 0
+    assert any(wait == 0 for wait in spun) == streak.spins
+    # It takes as many short waits as at first until it is tried again.
+    assert all(streak.until_called(0.05))
+
+
+def test_its_own_thread_keeps_no_core_awake(streak: Waits) -> None:
+    streak.of.clear()
+    streak._reactor.hand_over()
+    called = threading.Event()
+    timer = threading.Timer(0.05, streak._reactor.call_soon, [called.set])
+    timer.start()
+    assert called.wait(PATIENCE)
+    timer.join()
+    (waits,) = streak.of.values()
+    assert all(waits)
 
 
 def test_ticks_go_on_whoever_serves() -> None:

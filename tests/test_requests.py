@@ -1,7 +1,9 @@
-"""Gradient requests of a real run's host that are withdrawn while somebody waits for one."""
+"""Gradient requests of a real run's host, and the wait for one."""
 
 import threading
 import time
+
+import pytest
 
 from offbeat.methods import SGD
 from test_snapshots import begun
@@ -50,3 +52,14 @@ def test_a_wait_of_so_many_seconds_ends_then_although_its_request_was_withdrawn(
     assert host.serve_request(timeout=0.05) is None
     assert len(waits) == 2
     assert 0.04 < time.monotonic() - waits[0] < 5
+
+
+@pytest.mark.parametrize(("cores", "keeps_awake"), [(1, False), (2, True)])
+def test_a_core_is_kept_awake_only_where_each_process_has_one(
+    begun, monkeypatch: pytest.MonkeyPatch, cores, keeps_awake
+):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(cores))
+    other, _, _ = begun(SGD())
+    host, _, _ = begun(SGD(), rank=1, hosts=2, meet=[other])
+    assert host.transport._mesh.reactor._spins == keeps_awake
+    assert (host._pages is not None) == keeps_awake

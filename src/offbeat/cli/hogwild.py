@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..cores import cores_here
 from ..hogwild import (
     ABOUT,
     PROBLEMS,
@@ -22,7 +23,6 @@ from ..hogwild import (
     simulate,
     train,
 )
-from ..hogwild.outcome import cores_here
 from ..hogwild.threads import require_threads
 from ..labels import label
 from .commands import output_directory, parsed_options

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
 import platform
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cores import cores_here
 from ..files import whole
 from .hypergraph import Sparsity
 from .schemes import Settings
@@ -215,10 +215,3 @@ def machine() -> str:
         pass
     cores = cores_here()
     return f"{name}, {cores} core{'s' * (cores != 1)}"
-
-
-def cores_here() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

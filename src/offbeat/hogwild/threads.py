@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ..cores import cores_here
 from .loops import Rules, Shared, Watch, work
-from .outcome import Collisions, Outcome, cores_here, machine
+from .outcome import Collisions, Outcome, machine
 from .problem import Instance, SparseProblem
 from .ring import go_round, ring_of
 from .schemes import Settings, orders

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..collectives import SHARED, algorithm_for, sharded_step, shared_all_reduce
+from ..cores import cores_here
 from ..messages import codec_of, unpack
 from ..method import Method
 from ..node import Node
@@ -123,7 +124,10 @@ class Monitor(Executor):
         self._tick = on_tick
         self._when_whole: list[Callable[[], None]] = []
         neighbours = {h for h in placement if self.machines[h] == self.machines[index]}
-        self._pages = HugePages.of_one_of(len(neighbours))
+        # More processes than cores are no serious job. They would each take memory that they share
+        # until then, and waste the time of whoever has the core next.
+        has_core = len(neighbours) <= cores_here()
+        self._pages = HugePages() if has_core else None
         self.transport = Transport(
             index,
             listen,
@@ -134,6 +138,7 @@ class Monitor(Executor):
             on_tick=self._on_tick,
             tick=0.02,
             tls=tls,
+            spins=has_core,
         )
 
     def fail(self, error: BaseException) -> None:

@@ -5,6 +5,7 @@ then what arrives for it wakes nobody but itself.
 """
 
 import contextlib
+import os
 import select
 import socket
 import sys
@@ -18,6 +19,10 @@ from .waker import Waker
 
 GRACE_SECONDS = 0.02
 """After another thread has served, its own thread stands by for so long: that one may come back."""
+SPIN_SECONDS = 200e-6
+"""Waits as short as this may be spent awake: to wake a core takes a quarter of it."""
+STREAK = 8
+"""Short waits in a row, after which the next is likely to be short."""
 
 
 class Reactor:
@@ -33,6 +38,8 @@ class Reactor:
         after_events: called each time after what was ready and due, and soon after a `nudge`.
         on_error: told what was raised.
         on_end: called last.
+        spins: whether another thread that serves may keep its core awake for what is likely to come
+            soon.
     """
 
     def __init__(
@@ -44,9 +51,11 @@ class Reactor:
         after_events: Callable[[], None],
         on_error: Callable[[BaseException], None],
         on_end: Callable[[], None],
+        spins: bool = False,
     ) -> None:
         self._tick, self._on_tick, self._after_events = tick, on_tick, after_events
         self._on_error, self._on_end = on_error, on_end
+        self._spins = spins
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
         self._soon: deque[Callable[[], None]] = deque()
@@ -63,6 +72,8 @@ class Reactor:
         """Another thread serves or is about to; its own thread is in the middle of it."""
         self._left = self._announced = -GRACE_SECONDS
         """When another thread has served last, and when it has said that it will."""
+        self._short = 0
+        """Waits in a row that were short."""
         self._asleep = self._nudged = False
         """Somebody waits for events, or is about to; `after_events` is to be called."""
         self._called = threading.Lock()
@@ -213,6 +224,24 @@ class Reactor:
         while not self.stopping and (self._wanted or time.monotonic() - self._left < GRACE_SECONDS):
             self._called.acquire(timeout=GRACE_SECONDS)
 
+    def _poll(self, patience: float) -> list[tuple[int, int]]:
+        """What is ready within so many seconds. With the turn."""
+        began = time.monotonic()
+        # Its own thread would disturb one that computes.
+        likely = self._spins and self._server is not None and self._short >= STREAK
+        if likely and patience > SPIN_SECONDS:
+            while (waited := time.monotonic() - began) < SPIN_SECONDS:
+                if ready := self._epoll.poll(0.0):
+                    return ready
+                os.sched_yield()
+            patience -= waited
+        ready = self._epoll.poll(max(0.0, patience))
+        if time.monotonic() - began >= SPIN_SECONDS:
+            self._short = 0
+        elif ready:
+            self._short += 1
+        return ready
+
     def _serve_once(self, *, waits: bool = True) -> None:
         """Wait for what is next, or take what is there, and do it. With the turn."""
         if self.stopping:
@@ -222,7 +251,7 @@ class Reactor:
             # Asked after it has been said, so that one of the two sees the other.
             waits = waits and not self._nudged
             patience = max(0.0, self._due - time.monotonic()) if waits else 0.0
-            ready = self._epoll.poll(patience)
+            ready = self._poll(patience)
             self._asleep = self._nudged = False
             for fd, _ in ready:
                 # One handler may have ended what another of the same batch was ready for.
