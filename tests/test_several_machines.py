@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import queue
 import shutil
@@ -292,3 +293,30 @@ def test_bad_options_are_one_line(
     assert errors.startswith(f"offbeat: {text}")
     assert errors.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("how", ["join", "coordinate", "first rank", "second rank"])
+def test_a_device_that_is_not_there_is_named_on_every_machine(
+    how: str,
+    port: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    options = ["--method", "AllReduceSGD", *SMALL, "--device", "cuda:77", "--out", "run"]
+    if how in ("join", "coordinate"):
+        monkeypatch.setenv("OFFBEAT_SECRET", "a secret that is long enough")
+        host = "127.0.0.1" if how == "coordinate" else "127.0.0.2"
+        options += ["--join", f"{host}:{port}", "--patience", "5"]
+    else:
+        rank = {"first rank": 0, "second rank": 1}[how]
+        ranks = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2}
+        for name, value in (ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}).items():
+            monkeypatch.setenv(name, str(value))
+    assert main(["run", *options]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("offbeat: device 'cuda:77' cannot be used: ")
+    assert errors.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+    assert not multiprocessing.active_children()
