@@ -97,3 +97,9 @@ def test_memory_is_moved_once_the_process_is_settled(monkeypatch: pytest.MonkeyP
     for _ in range(3):
         pages.tick()
     assert allowed == [huge_pages.MOST_SECONDS]
+
+
+def test_processes_that_share_cores_share_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    assert HugePages.of_one_of(3) is not None
+    assert HugePages.of_one_of(4) is None

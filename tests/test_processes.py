@@ -34,6 +34,7 @@ from offbeat.runtime.journal import JournalError
 from offbeat.runtime.line import Line
 from offbeat.runtime.processes import run_processes
 from offbeat.runtime.replay import replay_run
+from offbeat.runtime.seats import Seat, require_heartbeats
 from offbeat.runtime.simulated import Simulation
 from offbeat.runtime.world import World, require_same_layout
 
@@ -320,6 +321,26 @@ def test_a_process_that_says_nothing_is_named(monkeypatch: pytest.MonkeyPatch):
     stop.join()
     assert run.error is not None
     assert re.match(r"node [01] has given no sign of life for \d+ s; the others: node", run.error)
+
+
+def test_who_has_brought_its_results_home_says_nothing_more():
+    seat = Seat(host=1, ranks=[1], heard=time.monotonic() - 50)
+    with pytest.raises(RunError, match="node 1 has given no sign of life for 50 s; the others: n"):
+        require_heartbeats([seat], 30)
+    seat.snapshots = []
+    require_heartbeats([seat], 30)
+
+
+def test_after_an_interrupt_nobody_waits_for_one_that_has_failed():
+    begun = coordinator.Coordinator(experiment(ADPSGD()))
+    first, second = begun.roster.seats
+    first.failed, second.snapshots = "node 0: something is wrong", []
+    begun.stop_reason = "interrupted"
+    began = time.monotonic()
+    with begun.placement.line:
+        begun._collect()
+    begun.placement.close()
+    assert time.monotonic() - began < 5
 
 
 def test_nobody_is_blamed_for_a_pause_of_the_launcher_s_own(monkeypatch: pytest.MonkeyPatch):

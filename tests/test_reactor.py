@@ -28,8 +28,8 @@ class Served:
             after_events=self.after.set,
             on_error=self.errors.append,
             on_end=self.ended.set,
-            spins=spins,
         )
+        self.reactor.spins = spins
         self.reactor.start()
 
     def thread_of_call(self) -> int:
@@ -88,6 +88,17 @@ def test_its_own_thread_comes_back_by_itself(served: Served) -> None:
     for _ in range(3):
         assert served.reactor.serve(lambda: True)
         assert served.thread_of_call() == own
+
+
+def test_a_wait_that_raises_leaves_the_work_to_its_own_thread(served: Served) -> None:
+    own = served.thread_of_call()
+
+    def until() -> bool:
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError):
+        served.reactor.serve(until)
+    assert served.thread_of_call() == own
 
 
 def test_a_nudge_ends_the_sleep_of_whoever_serves(served: Served) -> None:

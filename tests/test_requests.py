@@ -61,5 +61,7 @@ def test_a_core_is_kept_awake_only_where_each_process_has_one(
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(cores))
     other, _, _ = begun(SGD())
     host, _, _ = begun(SGD(), rank=1, hosts=2, meet=[other])
-    assert host.transport._mesh.reactor._spins == keeps_awake
-    assert (host._pages is not None) == keeps_awake
+    assert host.transport.spins == keeps_awake
+    # They may be on other machines, which is learnt later.
+    host.locate([0, 1])
+    assert host.transport.spins

@@ -134,7 +134,7 @@ class Child:
         """Make the nodes of this host."""
         host = self.host
         host.reset(word.absent)
-        host.machines = word.machines
+        host.locate(word.machines)
         for rank, at in enumerate(self.world.hosts):
             if at == host.index:
                 shared, replica = self.assignment.shared, self.assignment.replica

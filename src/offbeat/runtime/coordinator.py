@@ -25,7 +25,7 @@ from .reassembly import with_everyone
 from .refusals import require_possible
 from .replicas import with_whole_states
 from .roster import Roster
-from .seats import Seat, seats_of, waits
+from .seats import Seat, require_heartbeats, seats_of, waits
 from .spawning import uninterrupted
 from .status import Snapshot
 from .tickets import Tickets
@@ -223,7 +223,7 @@ class Coordinator:
             if self.arrivals.busy:
                 continue
             self._evaluate()
-            self._require_heartbeats(live)
+            require_heartbeats(live, PATIENCE)
             held = self.keeper.busy or any(seat.status and seat.status.paused for seat in live)
             judging = self.evaluations.busy and not self._gives_no_copies(live)
             if not held and self.roster.is_quiet() and not judging:
@@ -270,16 +270,6 @@ class Coordinator:
             # Each worker has its share, and none needs another any more.
             return False
         return any(status.parked for status in statuses)
-
-    def _require_heartbeats(self, live: Sequence[Seat]) -> None:
-        now = time.monotonic()
-        for seat in live:
-            if now - seat.heard > PATIENCE:
-                others = waits(other for other in live if other is not seat)
-                raise RunError(
-                    f"{seat.names} has given no sign of life for {now - seat.heard:.0f} s; "
-                    f"the others: {others or 'none'}"
-                )
 
     def _stop_when_due(self) -> None:
         budget, metrics = self.experiment.budget, self.evaluations.metrics
@@ -378,16 +368,20 @@ class Coordinator:
         """Let everyone send its results home."""
         deadline = time.monotonic() + FAREWELL
         if self.stop_reason == "interrupted":
-            while not self.roster.is_quiet() and time.monotonic() < deadline:
+            while not self._is_quiet_or_failed() and time.monotonic() < deadline:
                 self.roster.listen(0.02)
         self._keep_last()
         self.roster.tell(control.Finish())
         deadline = time.monotonic() + PATIENCE
-        while any(seat.snapshots is None for seat in self.roster.live()):
+        while any(s.snapshots is None and s.failed is None for s in self.roster.live()):
             self.roster.listen(0.05)
             if time.monotonic() > deadline:
                 break
         self.roster.tell(control.Close())
+
+    def _is_quiet_or_failed(self) -> bool:
+        failed = any(seat.failed is not None for seat in self.roster.live())
+        return failed or self.roster.is_quiet()
 
     def _end(self, error: str | None) -> None:
         if error is not None:

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -32,6 +33,14 @@ class HugePages:
 
     def __init__(self) -> None:
         self._due = time.monotonic() + SETTLED_SECONDS
+
+    @classmethod
+    def of_one_of(cls, processes: int) -> Self | None:
+        """For one of so many processes on a machine; None where there are more than cores.
+
+        They are no serious job, and would each take some memory that they share until then.
+        """
+        return cls() if processes <= (os.cpu_count() or 1) else None
 
     def tick(self) -> None:
         if time.monotonic() >= self._due:

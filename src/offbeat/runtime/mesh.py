@@ -26,7 +26,7 @@ class Mesh:
 
     Args:
         host: number of this host.
-        on_frame, on_lost, on_joined, on_error, on_tick, tick, patience, spins: as of `Transport`.
+        on_frame, on_lost, on_joined, on_error, on_tick, tick, patience: as of `Transport`.
         limit: longest frame accepted, in bytes.
     """
 
@@ -42,7 +42,6 @@ class Mesh:
         tick: float,
         patience: float,
         limit: int,
-        spins: bool,
     ) -> None:
         self._host = host
         self._on_frame, self._on_lost, self._on_joined = on_frame, on_lost, on_joined
@@ -70,7 +69,6 @@ class Mesh:
             after_events=self._give_back,
             on_error=on_error,
             on_end=self._end,
-            spins=spins,
         )
 
     # Any thread

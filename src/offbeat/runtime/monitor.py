@@ -123,11 +123,7 @@ class Monitor(Executor):
         self._early: list[tuple[int, int, Any, int]] = []
         self._tick = on_tick
         self._when_whole: list[Callable[[], None]] = []
-        neighbours = {h for h in placement if self.machines[h] == self.machines[index]}
-        # More processes than cores are no serious job. They would each take memory that they share
-        # until then, and waste the time of whoever has the core next.
-        has_core = len(neighbours) <= cores_here()
-        self._pages = HugePages() if has_core else None
+        self._pages: HugePages | None = None
         self.transport = Transport(
             index,
             listen,
@@ -138,8 +134,17 @@ class Monitor(Executor):
             on_tick=self._on_tick,
             tick=0.02,
             tls=tls,
-            spins=has_core,
         )
+        self.locate(self.machines)
+
+    def locate(self, machines: Sequence[int]) -> None:
+        """Learn the machine of each host, by any number."""
+        self.machines = machines
+        here = len({h for h in self.placement if machines[h] == machines[self.index]})
+        if self._pages is None:
+            self._pages = HugePages.of_one_of(here)
+        # With fewer cores it would be somebody else's time.
+        self.transport.spins = here <= cores_here()
 
     def fail(self, error: BaseException) -> None:
         """End this host's part: a role failed or the transport did."""

@@ -38,8 +38,6 @@ class Reactor:
         after_events: called each time after what was ready and due, and soon after a `nudge`.
         on_error: told what was raised.
         on_end: called last.
-        spins: whether another thread that serves may keep its core awake for what is likely to come
-            soon.
     """
 
     def __init__(
@@ -51,11 +49,11 @@ class Reactor:
         after_events: Callable[[], None],
         on_error: Callable[[BaseException], None],
         on_end: Callable[[], None],
-        spins: bool = False,
     ) -> None:
         self._tick, self._on_tick, self._after_events = tick, on_tick, after_events
         self._on_error, self._on_end = on_error, on_end
-        self._spins = spins
+        self.spins = False
+        """Another thread that serves may keep its core awake for what is likely to come soon."""
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
         self._soon: deque[Callable[[], None]] = deque()
@@ -136,8 +134,8 @@ class Reactor:
                     self._serve_once()
             finally:
                 self._server = None
-        self._left = time.monotonic()
-        self._wanted = False
+                self._left = time.monotonic()
+                self._wanted = False
         return not self.stopping
 
     def stand_by(self) -> None:
@@ -228,7 +226,7 @@ class Reactor:
         """What is ready within so many seconds. With the turn."""
         began = time.monotonic()
         # Its own thread would disturb one that computes.
-        likely = self._spins and self._server is not None and self._short >= STREAK
+        likely = self.spins and self._server is not None and self._short >= STREAK
         if likely and patience > SPIN_SECONDS:
             while (waited := time.monotonic() - began) < SPIN_SECONDS:
                 if ready := self._epoll.poll(0.0):

@@ -11,6 +11,7 @@ from ..parameters import Layout
 from ..trace import Trace
 from . import control
 from .checkpoint import Checkpoint
+from .errors import RunError
 from .pace import Punctuality
 from .status import Snapshot, Status
 from .world import World
@@ -127,6 +128,22 @@ def waits(seats: Iterable[Seat]) -> str:
         for seat in seats
         for wait in (seat.status.waiting if seat.status else [])
     )
+
+
+def require_heartbeats(live: Sequence[Seat], patience: float) -> None:
+    """Every member has said something in so many seconds, or has brought its results home.
+
+    Raises:
+        RunError: naming one that has not, and what the others wait for.
+    """
+    now = time.monotonic()
+    for seat in live:
+        if seat.snapshots is None and now - seat.heard > patience:
+            others = waits(other for other in live if other is not seat)
+            raise RunError(
+                f"{seat.names} has given no sign of life for {now - seat.heard:.0f} s; "
+                f"the others: {others or 'none'}"
+            )
 
 
 def latenesses(seats: Iterable[Seat]) -> list[str]:

@@ -52,7 +52,6 @@ class Transport:
         max_frame_bytes: longest frame sent or accepted.
         socket_buffer_bytes: size of the sockets' buffers, the system's default if None.
         tls: certificates by which TCP connections are made private; all hosts of a run must agree.
-        spins: whether `serve` may keep its core awake for what is likely to come soon.
 
     Raises:
         ValueError: no usable address, or an empty secret.
@@ -75,7 +74,6 @@ class Transport:
         max_frame_bytes: int = 1 << 32,
         socket_buffer_bytes: int | None = None,
         tls: TLS | None = None,
-        spins: bool = False,
     ) -> None:
         if not secret:
             raise ValueError(f"host {host}: the secret is empty")
@@ -94,7 +92,6 @@ class Transport:
             tick=tick,
             patience=patience,
             limit=max_frame_bytes,
-            spins=spins,
         )
         self.pool = mesh.pool
         """Tensors of its slots are sent to hosts of this machine without a copy."""
@@ -289,6 +286,15 @@ class Transport:
         """
         self._forbid_in_thread("serve")
         return self._mesh.reactor.serve(until)
+
+    @property
+    def spins(self) -> bool:
+        """Whether `serve` may keep its core awake for what is likely to come soon; not at first."""
+        return self._mesh.reactor.spins
+
+    @spins.setter
+    def spins(self, may: bool) -> None:
+        self._mesh.reactor.spins = may
 
     def stand_by(self) -> None:
         """Leave what arrives to the caller, who will `serve` soon; until then look at times."""
