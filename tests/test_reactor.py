@@ -235,6 +235,7 @@ def streak(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     served = Served(spins=request.param)
     waits = Waits(served.reactor, spins=request.param)
     monkeypatch.setattr(module, "SPIN_SECONDS", PATIENCE)
+    monkeypatch.setattr(module, "BRISK_SECONDS", PATIENCE)
     # Its own thread would come in between.
     monkeypatch.setattr(module, "GRACE_SECONDS", 1000.0)
     try:
@@ -264,6 +265,14 @@ def test_a_core_is_not_kept_awake_for_what_does_not_come(
     assert last > 0
     assert any(wait == 0 for wait in spun) == streak.spins
     # It takes as many short waits as at first until it is tried again.
+    assert all(streak.until_called(0.05))
+
+
+def test_no_core_is_kept_awake_between_long_gradients(
+    streak: Waits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BRISK_SECONDS", 0.01)
+    time.sleep(0.02)
     assert all(streak.until_called(0.05))
 
 

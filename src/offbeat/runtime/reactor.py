@@ -23,6 +23,9 @@ SPIN_SECONDS = 200e-6
 """Waits as short as this may be spent awake: to wake a core takes a quarter of it."""
 STREAK = 8
 """Short waits in a row, after which the next is likely to be short."""
+BRISK_SECONDS = 1e-3
+"""Longest time between two waits of such a row. Others may compute as long as this process does, on
+a core that may be the other half of this one."""
 
 
 class Reactor:
@@ -72,6 +75,8 @@ class Reactor:
         """When another thread has served last, and when it has said that it will."""
         self._short = 0
         """Waits in a row that were short."""
+        self._waited = 0.0
+        """When the last wait was over."""
         self._asleep = self._nudged = False
         """Somebody waits for events, or is about to; `after_events` is to be called."""
         self._called = threading.Lock()
@@ -225,16 +230,20 @@ class Reactor:
     def _poll(self, patience: float) -> list[tuple[int, int]]:
         """What is ready within so many seconds. With the turn."""
         began = time.monotonic()
+        if began - self._waited > BRISK_SECONDS:
+            self._short = 0
         # Its own thread would disturb one that computes.
         likely = self.spins and self._server is not None and self._short >= STREAK
         if likely and patience > SPIN_SECONDS:
             while (waited := time.monotonic() - began) < SPIN_SECONDS:
                 if ready := self._epoll.poll(0.0):
+                    self._waited = began + waited
                     return ready
                 os.sched_yield()
             patience -= waited
         ready = self._epoll.poll(max(0.0, patience))
-        if time.monotonic() - began >= SPIN_SECONDS:
+        self._waited = time.monotonic()
+        if self._waited - began >= SPIN_SECONDS:
             self._short = 0
         elif ready:
             self._short += 1
