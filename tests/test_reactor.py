@@ -26,6 +26,7 @@ class Served:
             tick=tick,
             on_tick=lambda now: self.ticked.set(),
             after_events=self.after.set,
+            on_idle=lambda: None,
             on_error=self.errors.append,
             on_end=self.ended.set,
         )
@@ -208,11 +209,20 @@ class Waits:
 
     def __init__(self, reactor: Reactor, *, spins: bool) -> None:
         self._epoll, reactor._epoll = reactor._epoll, self
-        self._reactor, self.spins = reactor, spins
+        self._wait, reactor._wait = reactor._wait, self.wait
+        self._reactor, self.spins, self._waiting = reactor, spins, False
         self.of: dict[int, list[float]] = {}
 
+    def wait(self, *times: float) -> list[tuple[int, int]]:
+        self._waiting = True
+        try:
+            return self._wait(*times)
+        finally:
+            self._waiting = False
+
     def poll(self, patience: float) -> list[tuple[int, int]]:
-        self.of.setdefault(threading.get_ident(), []).append(patience)
+        if self._waiting:
+            self.of.setdefault(threading.get_ident(), []).append(patience)
         return self._epoll.poll(patience)
 
     def __getattr__(self, name: str):
@@ -286,6 +296,25 @@ def test_its_own_thread_keeps_no_core_awake(streak: Waits) -> None:
     timer.join()
     (waits,) = streak.of.values()
     assert all(waits)
+
+
+def test_what_is_put_off_is_done_before_it_waits_and_not_before_what_is_ready(
+    served: Served,
+) -> None:
+    done: list[str] = []
+    assert served.reactor.serve(lambda: True)  # Its own thread stands by.
+    served.reactor._on_idle = lambda: done.append("idle")
+    for name in ("first", "second"):
+        served.reactor.call_soon(lambda name=name: done.append(name))
+    served.reactor.nudge()
+    served.reactor.serve(lambda: "second" in done)
+    assert done == ["first", "second"]
+    assert served.after.is_set()
+    timer = threading.Timer(0.05, served.reactor.call_soon, [lambda: done.append("third")])
+    timer.start()
+    served.reactor.serve(lambda: "third" in done)
+    timer.join()
+    assert done[2:] == ["idle", "third"]
 
 
 def test_ticks_go_on_whoever_serves() -> None:

@@ -400,6 +400,20 @@ def test_many_tensors_at_once_arrive_whole_and_in_order(hosts) -> None:
     assert a.errors == b.errors == []
 
 
+def test_what_was_read_is_made_ready_for_the_next_loan_before_its_host_waits(hosts) -> None:
+    a, b = hosts(2)
+    a.transport.send(1, torch.ones(SHARED_FROM // 4))
+    del b.take(1)[:]
+    settle(b.transport)
+    mappings = b.transport._mesh.peers[0]._mappings
+    (slot,) = mappings._slots.values()
+    deadline = time.monotonic() + PATIENCE
+    while not slot.idle:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    assert not mappings._read
+
+
 def descriptors() -> int:
     gc.collect()
     return len(os.listdir("/proc/self/fd"))
@@ -415,6 +429,19 @@ def test_no_descriptor_is_left(hosts) -> None:
     a.transport.close()
     b.transport.close()
     assert descriptors() == before
+
+
+def test_no_descriptor_is_left_of_a_lost_host_whose_payload_is_dropped_later(hosts) -> None:
+    a, b = hosts(2)
+    a.transport.send(1, torch.ones(LARGE))
+    (kept,) = b.take(1)
+    a.transport.abort()
+    b.wait(lambda: b.lost == [0])
+    settle(b.transport)
+    before = descriptors()
+    del kept
+    settle(b.transport)
+    assert descriptors() == before - 2, "the slot's and its mapping's are closed, none is opened"
 
 
 def files_shared() -> set[str]:

@@ -102,7 +102,9 @@ class FrameReader:
         """
         if self._header is None:
             if self._last - self._first < HEADER.size:
-                self._stage(sock)
+                if self._first:
+                    self._make_room()
+                self._last += self._receive_into(sock, self._staged[self._last :])
                 if self._last - self._first < HEADER.size:
                     return None
             return self._begin()
@@ -113,27 +115,29 @@ class FrameReader:
         self.close()
         return frame
 
-    def _stage(self, sock: socket.socket) -> None:
-        """Receive what a header may begin."""
-        if self._first:  # Less than a header is left; it makes room.
+    def _make_room(self) -> None:
+        """Less than a header is staged; it comes first."""
+        if self._first < self._last:
             left = bytes(self._staged[self._first : self._last])
             self._staged[: len(left)] = left
-            self._first, self._last = 0, len(left)
-        self._last += self._receive_into(sock, self._staged[self._last :])
+        self._first, self._last = 0, self._last - self._first
 
     def _begin(self) -> Frame | None:
         """Begin a frame, with what has been received of its payload; the frame if that is all."""
+        magic, version, kind, source, length = HEADER.unpack_from(self._staged, self._first)
+        known = _KINDS.get(kind)
+        if magic != MAGIC or version != VERSION or known is None or length > self.limit:
+            raise self._refusal(magic, version, kind, length)
         start = self._first + HEADER.size
-        kind, source, length = self._parse_header()
         end = start + length
         if end <= self._last:
-            self._first = end
-            return Frame(kind, source, memoryview(bytearray(self._staged[start:end])))
+            self._first, self._last = (0, 0) if end == self._last else (end, self._last)
+            return Frame(known, source, memoryview(bytearray(self._staged[start:end])))
         self._payload = memoryview(self._allocate(length))
         self._filled = self._last - start
         self._first = self._last
         self._payload[: self._filled] = self._staged[start : self._last]
-        self._header = kind, source
+        self._header = known, source
         return None
 
     def _receive_into(self, sock: socket.socket, buffer: memoryview) -> int:
@@ -149,15 +153,12 @@ class FrameReader:
         self._payload = memoryview(b"")
         self._filled = 0
 
-    def _parse_header(self) -> tuple[Kind, int, int]:
-        magic, version, kind, source, length = HEADER.unpack_from(self._staged, self._first)
+    def _refusal(self, magic: bytes, version: int, kind: int, length: int) -> FrameError:
         if magic != MAGIC:
             got = bytes(self._staged[self._first : self._first + HEADER.size])
-            raise FrameError(f"expected a frame, got the bytes {got!r}")
+            return FrameError(f"expected a frame, got the bytes {got!r}")
         if version != VERSION:
-            raise FrameError(f"frame of version {version}, but this is version {VERSION}")
+            return FrameError(f"frame of version {version}, but this is version {VERSION}")
         if kind not in _KINDS:
-            raise FrameError(f"frame of unknown kind {kind}")
-        if length > self.limit:
-            raise FrameError(f"frame of {length} bytes, the limit is {self.limit}")
-        return _KINDS[kind], source, length
+            return FrameError(f"frame of unknown kind {kind}")
+        return FrameError(f"frame of {length} bytes, the limit is {self.limit}")

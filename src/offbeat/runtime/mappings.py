@@ -114,6 +114,7 @@ class Mappings:
         self._on_release = on_release
         self._read: deque[_Payload] = deque()
         self._bytes = 0
+        self._closed = False
         self._pagemap = Pagemap()
         self._lent: dict[int, _Payload] = {}
         """By its address."""
@@ -153,8 +154,9 @@ class Mappings:
         slot = self._slots.get(number)
         if slot is None or length < 1 or offset + length > slot.size:
             raise FrameError(f"{length} bytes at {offset} of slot {number}, which has them not")
-        self.tidy()
         idle = slot.idle_shared if given else slot.idle
+        if not idle:
+            self.tidy()
         memory = idle.pop() if idle else self._map(slot, shared=given)
         lent = (ctypes.c_ubyte * length).from_buffer(memory, offset)
         address = ctypes.addressof(lent)
@@ -177,6 +179,7 @@ class Mappings:
 
     def close(self) -> None:
         """Let go of all slots; payloads that are still referred to live on."""
+        self._closed = True
         self._lent.clear()
         self._slots.clear()
         self._read.clear()
@@ -196,7 +199,8 @@ class Mappings:
 
     def _release(self, address: int, payload: _Payload) -> None:
         self._lent.pop(address, None)
-        self._read.append(payload)
+        if not self._closed:
+            self._read.append(payload)
         self._on_release(payload.token, payload.length)
 
     def tidy(self) -> None:

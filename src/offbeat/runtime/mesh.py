@@ -60,6 +60,8 @@ class Mesh:
         """Guards what is above; taken after a peer's lock, never before it."""
         self._releasing: deque[Peer] = deque()
         """Those who are to be told what was released, unless a frame has done so."""
+        self._untidy: set[Peer] = set()
+        """Those of whose loans something was read, and not made ready for the next."""
         self._ticked = time.monotonic()
         self._acceptor: Acceptor | None = None
         self.reactor = Reactor(
@@ -67,6 +69,7 @@ class Mesh:
             tick=tick,
             on_tick=self._housekeep,
             after_events=self._give_back,
+            on_idle=self._tidy,
             on_error=on_error,
             on_end=self._end,
         )
@@ -200,10 +203,12 @@ class Mesh:
         except (OSError, EOFError):
             self._lose(peer, graceful=False)
 
-    def _on_release(self, peer: Peer) -> None:
+    def _on_release(self, peer: Peer, tell: bool) -> None:
         # Called by finalizers, in any thread, whatever lock it holds.
-        self._releasing.append(peer)
-        self.reactor.nudge()
+        self._untidy.add(peer)
+        if tell:
+            self._releasing.append(peer)
+            self.reactor.nudge()
 
     def _give_back(self) -> None:
         """Tell the owners of loans that they are read no more."""
@@ -211,6 +216,10 @@ class Mesh:
             peer = self._releasing.popleft()
             if peer.released:
                 peer.release()
+
+    def _tidy(self) -> None:
+        while self._untidy:
+            self._untidy.pop().tidy()
 
     def _lose(self, peer: Peer, *, graceful: bool) -> None:
         with peer.lock:

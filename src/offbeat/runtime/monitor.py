@@ -226,7 +226,7 @@ class Monitor(Executor):
             self.scheduler.deliver(to, node.rank, codec.copy(message))
             return
         packed, *tensors = codec.parts(message, self.transport.pool)
-        envelope = _ENVELOPE.pack(node.rank, to, self.elapsed)
+        envelope = _ENVELOPE.pack(node.rank, to, self.records.elapsed)
         if to not in self.departed and self.transport.send(host, envelope + packed, *tensors):
             self.records.sent[pair] += 1
             self.records.bytes_sent += codec.size(message)

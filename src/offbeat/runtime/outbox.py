@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import islice
 
-from .framing import HEADER, Kind, header
+from .framing import Kind, header
 from .slots import Slot
 
 BUFFERS_PER_WRITE = 64
@@ -36,14 +36,26 @@ class Outbox:
 
     def append(self, kind: Kind, content: Sequence[bytes | memoryview] = ()) -> None:
         """Queue a frame; views are of bytes."""
-        length = sum(map(len, content))
-        head = header(kind, self._host, length)
-        if length <= JOINED:
-            self._views.append(memoryview(b"".join([head, *content])))
-        else:
-            self._views.append(memoryview(head))
-            self._views.extend([memoryview(part) for part in content if part])
-        self.nbytes += HEADER.size + length
+        self._queue(self._pieces(kind, content))
+
+    def send(self, sock: socket.socket, kind: Kind, content: Sequence[bytes | memoryview]) -> int:
+        """Queue a frame, and give the socket what it takes now; how many bytes that were.
+
+        Raises:
+            OSError: as `write`.
+        """
+        pieces = self._pieces(kind, content)
+        if self._views or len(pieces) > 1:
+            self._queue(pieces)
+            return self.write(sock)
+        frame = memoryview(pieces[0])
+        try:
+            sent = sock.sendmsg([frame], (), _NO_SIGNAL)
+        except BlockingIOError:
+            sent = 0
+        if sent < frame.nbytes:
+            self._queue([frame[sent:]])
+        return sent
 
     def append_slot(self, slot: Slot) -> None:
         """Queue a SLOT frame with the slot's descriptor."""
@@ -74,6 +86,20 @@ class Outbox:
             if not self._views:
                 break
         return total
+
+    def _pieces(
+        self, kind: Kind, content: Sequence[bytes | memoryview]
+    ) -> Sequence[bytes | memoryview]:
+        """A frame, in one piece where that costs less than to write several."""
+        length = sum(map(len, content))
+        pieces = [header(kind, self._host, length), *content]
+        return [b"".join(pieces)] if length <= JOINED else pieces
+
+    def _queue(self, pieces: Sequence[bytes | memoryview]) -> None:
+        for piece in pieces:
+            if piece:
+                self._views.append(memoryview(piece))
+                self.nbytes += len(piece)
 
     def clear(self) -> None:
         """Drop everything."""

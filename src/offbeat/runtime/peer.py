@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from .framing import Frame, FrameError, FrameReader, Kind, receive_into
+from .framing import FrameError, FrameReader, Kind, receive_into
 from .liveness import BEAT_SECONDS, Pulse
 from .mappings import SLOT_LIMIT, DescriptorReceiver, Mappings
 from .outbox import SLOT, Outbox
@@ -33,6 +33,7 @@ RELEASES_PER_FRAME = 1000
 SMALL = 1 << 20
 """Bytes of a loan whose end may wait to be told by the next frame, or tick."""
 _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
+_DATA = Kind.DATA  # An enumeration's own member takes as long as a call.
 _TOKEN = struct.Struct("!Q")
 
 
@@ -49,8 +50,9 @@ class Peer:
         limit: longest frame accepted, in bytes.
         patience: seconds of silence borne from another machine.
         on_queued: told by how many bytes what waits in the outbox grew or shrank, under the lock.
-        on_release: told of this when `released` loans should not wait for the next frame, from any
-            thread, even in the middle of a garbage collection: it must not wait for anything.
+        on_release: told of this when there is something to `tidy`, and whether `released` loans
+            should not wait for the next frame; from any thread, even in the middle of a garbage
+            collection: it must not wait for anything.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class Peer:
         limit: int,
         patience: float,
         on_queued: Callable[[int], None],
-        on_release: Callable[["Peer"], None],
+        on_release: Callable[["Peer", bool], None],
     ) -> None:
         sock.setblocking(False)
         self.host, self.sock, self._pool = host, sock, pool
@@ -114,18 +116,19 @@ class Peer:
             self.pulse.heard = time.monotonic()
         if frame is None:
             return None
-        if frame.source != self.host:
-            raise FrameError(f"frame {frame.kind.name} in the name of host {frame.source}")
-        if frame.kind is Kind.DATA:
-            return split(frame.payload, self._borrow, self._take_back)
-        if frame.kind is Kind.SLOT:
-            self._add_slot(frame)
-        elif frame.kind is Kind.RELEASE:
-            self._take_back_all(frame)
-        elif frame.kind is Kind.GOODBYE:
+        kind, source, payload = frame
+        if source != self.host:
+            raise FrameError(f"frame {kind.name} in the name of host {source}")
+        if kind is _DATA:
+            return split(payload, self._borrow, self._take_back)
+        if kind is Kind.SLOT:
+            self._add_slot(payload)
+        elif kind is Kind.RELEASE:
+            self._take_back_all(payload)
+        elif kind is Kind.GOODBYE:
             self.has_left = True
-        elif frame.kind is not Kind.BEAT:
-            raise FrameError(f"frame {frame.kind.name} after the handshake")
+        elif kind is not Kind.BEAT:
+            raise FrameError(f"frame {kind.name} after the handshake")
         return None
 
     def place(self, payload: Tensor) -> Place | None:
@@ -154,18 +157,18 @@ class Peer:
         """Whether, as far as the last `receive` could tell, nothing more is here."""
         return self._reader.drained and not self.has_more
 
-    def _add_slot(self, frame: Frame) -> None:
+    def _add_slot(self, payload: memoryview) -> None:
         fd = self._descriptors.take()
-        if frame.payload.nbytes != SLOT.size:
+        if payload.nbytes != SLOT.size:
             os.close(fd)
-            raise FrameError(f"SLOT of {frame.payload.nbytes} bytes")
-        number, size = SLOT.unpack(frame.payload)
+            raise FrameError(f"SLOT of {payload.nbytes} bytes")
+        number, size = SLOT.unpack(payload)
         self._mappings.add(number, size, fd)
 
-    def _take_back_all(self, frame: Frame) -> None:
-        if frame.payload.nbytes % _TOKEN.size:
-            raise FrameError(f"RELEASE of {frame.payload.nbytes} bytes")
-        for (token,) in _TOKEN.iter_unpack(frame.payload):
+    def _take_back_all(self, payload: memoryview) -> None:
+        if payload.nbytes % _TOKEN.size:
+            raise FrameError(f"RELEASE of {payload.nbytes} bytes")
+        for (token,) in _TOKEN.iter_unpack(payload):
             self._take_back(token)
 
     def _take_back(self, token: int) -> None:
@@ -178,7 +181,7 @@ class Peer:
         """Queue a DATA frame, and write what can be written; False if nothing more can be sent."""
         if not self.sendable:
             return False
-        ready = [self._ready(part) for part in parts]
+        ready = [part if isinstance(part, bytes) else self._ready(part) for part in parts]
         with self.lock:
             if self.sendable:
                 idle = not self.outbox.nbytes
@@ -186,25 +189,27 @@ class Peer:
                     if isinstance(part, Loan) and part.slot.number not in self._known:
                         self._known.add(part.slot.number)
                         self.outbox.append_slot(part.slot)
-                return self._queue(Kind.DATA, compose(ready, self._to_release()), idle=idle)
+                return self._queue(_DATA, compose(ready, self._to_release()), idle=idle)
         for part in ready:
             if isinstance(part, Loan):
                 self._pool.give_back(part.token, self.host)
         return False
 
     def release(self) -> None:
-        """Tell it what is read no more, if no frame has done so, and make the mappings ready."""
+        """Tell it what is read no more, if no frame has done so."""
         with self.lock:
             while tokens := self._to_release():
                 if self.sendable:
                     self.push(Kind.RELEASE, [b"".join(map(_TOKEN.pack, tokens))])
+
+    def tidy(self) -> None:
+        """Make what was read ready for the next loans, which would do it themselves."""
         self._mappings.tidy()
 
     def _release(self, token: int, length: int) -> None:
         self.released.append(token)
         # A frame of its own, for one that the next frame is likely to tell, would cost as much.
-        if length > SMALL or len(self.released) > 1 or not self.reading:
-            self._on_release(self)
+        self._on_release(self, length > SMALL or len(self.released) > 1 or not self.reading)
 
     def _to_release(self) -> Sequence[int]:
         if not self.released:
@@ -219,10 +224,8 @@ class Peer:
             if silent and self.sendable and not self.outbox:
                 self.push(Kind.BEAT)
 
-    def _ready(self, part: Part) -> bytes | memoryview | Loan | Return:
+    def _ready(self, part: bytearray | memoryview | Tensor) -> bytes | memoryview | Loan | Return:
         """A part as it is written: bytes that nobody changes, or where in a slot it lies."""
-        if isinstance(part, bytes):
-            return part
         if not isinstance(part, Tensor):
             view = memoryview(part)
             # Bytes: a view of floats would be sliced by items. Empty ones cannot always be cast.
@@ -252,26 +255,38 @@ class Peer:
         return self._queue(kind, content, idle=not self.outbox)
 
     def _queue(self, kind: Kind, content: Sequence[bytes | memoryview], *, idle: bool) -> bool:
-        self.outbox.append(kind, content)
-        if idle:
-            return self.flush()
-        self._tell()
-        return True
+        if not idle:
+            self.outbox.append(kind, content)
+            self._tell()
+            return True
+        try:
+            sent = self.outbox.send(self.sock, kind, content)
+        except OSError:
+            return self._break()
+        return self._wrote(sent)
 
     def flush(self) -> bool:
         """Write what the socket takes now; False if the connection is broken."""
         try:
             sent = self.outbox.write(self.sock)
         except OSError:
-            # What the peer sent before is still to be read, up to the end that this makes.
-            self.sendable = False
-            self.drop()
-            with contextlib.suppress(OSError):
-                self.sock.shutdown(socket.SHUT_RDWR)
-            self.watch()
-            return False
+            return self._break()
+        return self._wrote(sent)
+
+    def _break(self) -> bool:
+        # What the peer sent before is still to be read, up to the end that this makes.
+        self.sendable = False
+        self.drop()
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+        self.watch()
+        return False
+
+    def _wrote(self, sent: int) -> bool:
         if self.pulse is not None:
             self.pulse.wrote(sent, time.monotonic())
+        if not (self.outbox.nbytes or self._queued or self.leaving):
+            return True  # As nearly always: nothing waited, and nothing waits.
         self._tell()
         if self.leaving and not self.outbox:
             # The peer may still be sending: closing now would reset the connection and lose

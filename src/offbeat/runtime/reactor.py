@@ -38,7 +38,8 @@ class Reactor:
         name: of the thread.
         tick: seconds between ticks; those missed during a long handler are not made up for.
         on_tick: told the monotonic time of each tick.
-        after_events: called each time after what was ready and due, and soon after a `nudge`.
+        after_events: called soon after a `nudge`, after what was ready and due.
+        on_idle: called when nothing is ready, before it waits.
         on_error: told what was raised.
         on_end: called last.
     """
@@ -50,10 +51,12 @@ class Reactor:
         tick: float,
         on_tick: Callable[[float], None],
         after_events: Callable[[], None],
+        on_idle: Callable[[], None],
         on_error: Callable[[BaseException], None],
         on_end: Callable[[], None],
     ) -> None:
-        self._tick, self._on_tick, self._after_events = tick, on_tick, after_events
+        self._tick, self._on_tick = tick, on_tick
+        self._after_events, self._on_idle = after_events, on_idle
         self._on_error, self._on_end = on_error, on_end
         self.spins = False
         """Another thread that serves may keep its core awake for what is likely to come soon."""
@@ -227,27 +230,32 @@ class Reactor:
         while not self.stopping and (self._wanted or time.monotonic() - self._left < GRACE_SECONDS):
             self._called.acquire(timeout=GRACE_SECONDS)
 
-    def _poll(self, patience: float) -> list[tuple[int, int]]:
-        """What is ready within so many seconds. With the turn."""
+    def _poll(self, until: float) -> list[tuple[int, int]]:
+        """What is ready, or will be before that time. With the turn."""
         began = time.monotonic()
         if began - self._waited > BRISK_SECONDS:
             self._short = 0
-        # Its own thread would disturb one that computes.
-        likely = self.spins and self._server is not None and self._short >= STREAK
-        if likely and patience > SPIN_SECONDS:
-            while (waited := time.monotonic() - began) < SPIN_SECONDS:
-                if ready := self._epoll.poll(0.0):
-                    self._waited = began + waited
-                    return ready
-                os.sched_yield()
-            patience -= waited
-        ready = self._epoll.poll(max(0.0, patience))
-        self._waited = time.monotonic()
+        ready = self._epoll.poll(0.0)
+        if ready or until <= began:
+            self._waited = began
+        else:
+            self.call(self._on_idle)
+            ready = self._wait(began, until)
+            self._waited = time.monotonic()
         if self._waited - began >= SPIN_SECONDS:
             self._short = 0
         elif ready:
             self._short += 1
         return ready
+
+    def _wait(self, began: float, until: float) -> list[tuple[int, int]]:
+        # Its own thread would disturb one that computes.
+        if self.spins and self._server is not None and self._short >= STREAK:
+            while time.monotonic() < min(began + SPIN_SECONDS, until):
+                if ready := self._epoll.poll(0.0):
+                    return ready
+                os.sched_yield()
+        return self._epoll.poll(max(0.0, until - time.monotonic()))
 
     def _serve_once(self, *, waits: bool = True) -> None:
         """Wait for what is next, or take what is there, and do it. With the turn."""
@@ -257,9 +265,8 @@ class Reactor:
             self._asleep = True
             # Asked after it has been said, so that one of the two sees the other.
             waits = waits and not self._nudged
-            patience = max(0.0, self._due - time.monotonic()) if waits else 0.0
-            ready = self._poll(patience)
-            self._asleep = self._nudged = False
+            ready = self._poll(self._due if waits else 0.0)
+            self._asleep = False
             for fd, _ in ready:
                 # One handler may have ended what another of the same batch was ready for.
                 if (handler := self._handlers.get(fd)) is not None:
@@ -268,7 +275,9 @@ class Reactor:
                     return
             for _ in range(len(self._soon)):
                 self.call(self._soon.popleft())
-            self.call(self._after_events)
+            if self._nudged:
+                self._nudged = False
+                self.call(self._after_events)
             now = time.monotonic()
             if now >= self._due:
                 self._due = now + self._tick

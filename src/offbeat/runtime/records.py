@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from pathlib import Path
+from time import monotonic_ns
 from typing import Any
 
 from ..messages import codec_of
@@ -25,7 +25,7 @@ class Records:
     def __init__(self, folder: Path | None, *, traces: bool) -> None:
         self.traces = traces
         self.trace = Trace()
-        self.began = time.monotonic_ns()
+        self.began = monotonic_ns()
         """Time 0 of the run on the monotonic clock, in nanoseconds."""
         self.steps = self.computed = self.bytes_sent = 0
         """Since the run began, or went back to a checkpoint; `computed` are gradients."""
@@ -40,7 +40,7 @@ class Records:
     @property
     def elapsed(self) -> int:
         """Nanoseconds since the run began."""
-        return time.monotonic_ns() - self.began
+        return monotonic_ns() - self.began
 
     def open(self, rank: int, machine: int, saved: bytes | None) -> None:
         """Begin a node's journal, with the state beside it that the node goes on from."""
@@ -71,27 +71,27 @@ class Records:
         """Write down in its journal why a task of that node goes on."""
         journal = self.journals.get(rank)
         if journal is not None:
-            journal.append(task, cause, self.elapsed if time is None else time)
+            journal.append(task, cause, monotonic_ns() - self.began if time is None else time)
 
     def gradient(self, rank: int, began: int, loss: float) -> None:
         self.computed += 1
         if self.traces:
-            self.trace.rows["gradients"].append((rank, began, self.elapsed, loss))
+            self.trace.rows["gradients"].append((rank, began, monotonic_ns() - self.began, loss))
 
     def step(self, node: Node, staleness: int, mixes: int) -> None:
         self.steps += 1
         if self.traces:
-            row = (node.rank, self.elapsed, node.versions[0], staleness, mixes)
+            row = (node.rank, monotonic_ns() - self.began, node.versions[0], staleness, mixes)
             self.trace.rows["steps"].append(row)
 
     def waits(self, rank: int) -> None:
         if self.traces:
-            self.waiting_since[rank] = self.elapsed
+            self.waiting_since[rank] = monotonic_ns() - self.began
 
     def waits_no_more(self, rank: int) -> None:
         since = self.waiting_since.pop(rank, None)
         if since is not None:
-            self.trace.rows["waits"].append((rank, since, self.elapsed))
+            self.trace.rows["waits"].append((rank, since, monotonic_ns() - self.began))
 
     def fault(self, rank: int, kind: int) -> None:
         if self.traces:
@@ -101,5 +101,5 @@ class Records:
         if self.traces:
             kind = self.trace.kind(type(message).__name__)
             size = codec_of(type(message)).size(message)
-            row = (source, to, kind, size, sent, sent, self.elapsed, outcome)
+            row = (source, to, kind, size, sent, sent, monotonic_ns() - self.began, outcome)
             self.trace.rows["messages"].append(row)

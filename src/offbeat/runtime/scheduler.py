@@ -21,6 +21,8 @@ from .executor import Executor
 from .mailbox import Mailbox
 from .tasks import Task
 
+# An enumeration's own member takes as long as a call.
+_MESSAGE, _MESSAGE_NOW = Kind.MESSAGE, Kind.MESSAGE_NOW
 MOST_SPINS = 1000
 """Rounds of a role that never suspends before it counts as endless."""
 
@@ -130,7 +132,7 @@ class Scheduler:
             if wanted.message_type is type(message) and wanted.accepts(source, message):
                 del receivers[index]
                 mailbox.taken += 1
-                self.answer(task, source, message, Cause(Kind.MESSAGE, source, number))
+                self.answer(task, source, message, Cause(_MESSAGE, source, number))
                 break
         else:
             mailbox.put(source, message, number)
@@ -217,7 +219,7 @@ class Scheduler:
                 found = self.take(task, request)
                 if found is not None:
                     task.fresh = False
-                    self.executor.resumed(task, Cause(Kind.MESSAGE_NOW, found[0], found[2]))
+                    self.executor.resumed(task, Cause(_MESSAGE_NOW, found[0], found[2]))
                     value, spins, found = [(found[0], found[1])], 0, None
                     continue
                 if request.source is not None and request.source in task.node.departed:

@@ -20,6 +20,7 @@ import os
 import threading
 import weakref
 from collections import deque
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -322,6 +323,7 @@ class Pool:
             self._free.setdefault(slot.size, []).append(slot)
 
 
+@lru_cache(maxsize=256)
 def slot_size(size: int) -> int:
     """`size` rounded up to a quarter of a power of two: little is wasted, and slots are reused."""
     if size <= SMALLEST:
