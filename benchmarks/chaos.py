@@ -7,11 +7,12 @@ Digits, four workers. Part `workers`: of every method that survives a loss one w
 at a random await, of each kind in turn; the others have to finish with a whole result, which
 replays to the bit. `servers`: the same with a server; `lossless`: with a worker of a method that
 does not survive a loss; both have to end with an error that names it. `recoveries`: the same with
-checkpoints, and the run has to go on. `joins`: the worker that was killed joins again.
-`interrupts`: Ctrl-C at a random time. `launchers`: the launcher is killed, and the run resumed.
-`torchruns`: a rank under torchrun is killed, and all are started anew. `disk`: a run directory on a
-small disk, where that can be mounted. After each, nothing may be left: no process, no shared
-memory, no socket, no open file.
+checkpoints, and the run has to go on. `joins`: the worker that was killed joins again. `pauses`:
+processes are stopped for moments, which nothing of the result may show. `interrupts`: Ctrl-C at a
+random time. `launchers`: the launcher is killed, and the run resumed. `torchruns`: a rank under
+torchrun is killed, and all are started anew. `disk`: a run directory on a small disk, where that
+can be mounted. After each, nothing may be left: no process, no shared memory, no socket, no open
+file.
 
 A kill is printed as OFFBEAT_CHAOS reads it: `OFFBEAT_CHAOS=2:recv:40 offbeat run --method ...`
 repeats it.
@@ -32,9 +33,10 @@ from mishaps.commands import interrupts, launchers, torchruns
 from mishaps.disks import disk
 from mishaps.kills import joins, recoveries, servers, without, workers
 from mishaps.outcomes import Outcome, Settings, experiment, table
+from mishaps.pauses import pauses
 
 from offbeat.runtime.processes import run_processes
-from offbeat.testing.kills import DEADLINE
+from offbeat.testing.observed import DEADLINE
 from offbeat.testing.remains import adopt_orphans
 
 PARTS: dict[str, Callable[[Settings], Iterator[Outcome]]] = {
@@ -43,6 +45,7 @@ PARTS: dict[str, Callable[[Settings], Iterator[Outcome]]] = {
     "lossless": without,
     "recoveries": recoveries,
     "joins": joins,
+    "pauses": pauses,
     "interrupts": interrupts,
     "launchers": launchers,
     "torchruns": torchruns,

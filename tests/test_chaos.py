@@ -7,6 +7,7 @@ import importlib
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
@@ -24,6 +25,7 @@ from offbeat.runtime.simulated import Simulation
 from offbeat.testing import small_experiment
 from offbeat.testing.chaos import Await, Saboteur, Watched, count_awaits
 from offbeat.testing.kills import KilledRun, draw_kills, run_killed
+from offbeat.testing.pauses import PausedRun, Pauser, run_paused
 from offbeat.testing.recoveries import RecoveredRun, RejoinedRun, run_recovering, run_rejoining
 from offbeat.testing.remains import Belongings, adopt_orphans, descendants
 
@@ -313,6 +315,57 @@ def test_what_is_wrong_with_a_recovery_is_said(whole: KilledRun):
     assert joined.wrong() == []
     mute = dataclasses.replace(joined.run, trace=type(joined.run.trace)())
     assert "who joined again computed nothing" in dataclasses.replace(joined, run=mute).wrong()
+
+
+# Who is stopped for moments
+
+
+@pytest.mark.parametrize(("name", "join"), [("ADPSGD", 0.3), ("LocalSGD", None), ("Hogwild", None)])
+def test_nothing_of_a_result_shows_that_processes_were_paused(
+    name: str, join: float | None, before: Belongings, tmp_path: Path
+):
+    planned = experiment(name, 24_000 if join else 6400)
+    whole = run_processes(planned).vector if METHODS[name].synchronous else None
+    paused = run_paused(planned, tmp_path, "0", whole, join)
+    assert paused.pauses > 5
+    assert paused.wrong() == []
+    assert any("joined at" in note for note in paused.run.notes) == (join is not None)
+    assert before.remains() == []
+
+
+def test_what_is_wrong_with_a_paused_run_is_said(whole: KilledRun):
+    run = whole.run
+    paused = PausedRun(run=run, seconds=1.0, journals=whole.journals, pauses=3, whole=run.vector)
+    assert paused.wrong() == []
+    other = dataclasses.replace(paused, whole=torch.zeros(2410))
+    assert other.wrong() == ["its model is not that of the undisturbed run"]
+    late = dataclasses.replace(run, notes=["node 3 (worker) joined at 0.31 s"])
+    assert dataclasses.replace(paused, run=late).wrong() == []
+    gone = dataclasses.replace(run, notes=["node 1 (worker) gave no sign of life for 30 s"])
+    assert dataclasses.replace(paused, run=gone).wrong() == gone.notes
+
+
+def test_it_is_the_processes_started_since_that_are_paused():
+    earlier, later = (subprocess.Popen(["sleep", "60"]) for _ in range(2))
+    try:
+        later.kill()
+        later.wait()
+        with Pauser("0") as pauser:
+            later = subprocess.Popen(["sleep", "60"])
+            seen = Counter(
+                (which, Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0])
+                for _ in range(300)
+                for which, process in (("earlier", earlier), ("later", later))
+                if not time.sleep(0.005)
+            )
+        assert pauser.count > 3
+        assert seen["later", "T"] > 0
+        assert seen["earlier", "T"] == 0
+        assert Path(f"/proc/{later.pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+    finally:
+        for process in (earlier, later):
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def torchruns(settings: Settings) -> Iterator[Outcome]:
     """One rank under torchrun is killed; all are started anew, and go on."""
     rng = random.Random(f"{settings.seed} torchruns")
     names = settings.chosen(["AllReduceSGD", "LocalSGD", "ADPSGD"])
-    for index in range(max(2, settings.runs // 5) if names else 0):
+    for index in range(settings.few if names else 0):
         name, after, rank = names[index % len(names)], rng.uniform(0.0, 1.0), rng.randrange(RANKS)
         with workplace(settings.deadline) as place:
             job = place.start(_under_torchrun([*options(name, place.run, LONG, RANKS), *EVERY]))

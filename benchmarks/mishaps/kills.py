@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor
@@ -15,7 +13,6 @@ from offbeat.runtime.processes import run_processes
 from offbeat.testing.chaos import Saboteur
 from offbeat.testing.kills import KilledRun, draw_kills, run_killed
 from offbeat.testing.recoveries import run_recovering, run_rejoining
-from offbeat.testing.remains import Belongings
 
 from .outcomes import (
     WORKERS,
@@ -23,6 +20,7 @@ from .outcomes import (
     Settings,
     experiment,
     lossless,
+    observed,
     survivors,
     synchronous,
     with_servers,
@@ -32,8 +30,6 @@ JOIN = 0.7
 """Seconds after which a worker that was killed joins again."""
 LONG, EARLY = 32_000, 1_600
 """Samples of a run that takes longer than that, and of its part in which the kill comes."""
-
-Carry = Callable[[Saboteur, Path], KilledRun]
 
 
 def workers(settings: Settings) -> Iterator[Outcome]:
@@ -45,13 +41,13 @@ def workers(settings: Settings) -> Iterator[Outcome]:
 def servers(settings: Settings) -> Iterator[Outcome]:
     """A server is killed; the run ends with an error that names it."""
     for name in settings.chosen(with_servers()):
-        yield from _killed("servers", name, _servers(name), _few(settings), settings)
+        yield from _killed("servers", name, _servers(name), settings.few, settings)
 
 
 def without(settings: Settings) -> Iterator[Outcome]:
     """A worker that the others cannot do without is killed; the error names it."""
     for name in settings.chosen(lossless()):
-        yield from _killed("lossless", name, range(WORKERS), _few(settings), settings)
+        yield from _killed("lossless", name, range(WORKERS), settings.few, settings)
 
 
 def recoveries(settings: Settings) -> Iterator[Outcome]:
@@ -59,14 +55,14 @@ def recoveries(settings: Settings) -> Iterator[Outcome]:
     for name in settings.chosen(dict.fromkeys([*with_servers(), *synchronous()])):
         planned = experiment(name)
         whole = run_processes(planned).vector if name in synchronous() else None
-        carry = functools.partial(_recover, name, whole, settings.deadline)
-        count = _few(settings)
+        count = settings.few
         kills = draw_kills(planned, range(WORKERS), count, settings.seed)
         if METHODS[name]().server_count:
             of_servers = draw_kills(planned, _servers(name), count, settings.seed)
             kills = [kill for pair in zip(of_servers, kills, strict=True) for kill in pair][:count]
         for where in kills:
-            yield _observed("recoveries", name, where, carry)
+            carry = functools.partial(_recover, name, whole, settings.deadline, where)
+            yield observed("recoveries", name, str(where), carry)
 
 
 def joins(settings: Settings) -> Iterator[Outcome]:
@@ -76,21 +72,21 @@ def joins(settings: Settings) -> Iterator[Outcome]:
     for name in settings.chosen(names):
         planned = experiment(name, LONG)
         for where in draw_kills(
-            experiment(name, EARLY), range(WORKERS), _few(settings), settings.seed
+            experiment(name, EARLY), range(WORKERS), settings.few, settings.seed
         ):
             carry = functools.partial(
-                run_rejoining, planned, at=JOIN, deadline=settings.deadline
-            )  # fmt: skip
-            yield _observed("joins", name, where, carry)
+                run_rejoining, planned, where, at=JOIN, deadline=settings.deadline
+            )
+            yield observed("joins", name, str(where), carry)
 
 
 def _killed(
     part: str, name: str, ranks: range, count: int, settings: Settings
 ) -> Iterator[Outcome]:
     planned = experiment(name)
-    carry = functools.partial(run_killed, planned, deadline=settings.deadline)
     for where in draw_kills(planned, ranks, count, settings.seed):
-        yield _observed(part, name, where, carry)
+        carry = functools.partial(run_killed, planned, where, deadline=settings.deadline)
+        yield observed(part, name, str(where), carry)
 
 
 def _recover(
@@ -99,25 +95,5 @@ def _recover(
     return run_recovering(experiment(name), where, folder, whole, deadline)
 
 
-def _observed(part: str, name: str, where: Saboteur, carry: Carry) -> Outcome:
-    before = Belongings.now()
-    began = time.monotonic()
-    done = False
-    with tempfile.TemporaryDirectory(prefix="offbeat-chaos-", dir="/tmp") as folder:
-        try:
-            killed = carry(where, Path(folder))
-            wrong, done = killed.wrong(), killed.struck
-            seconds = killed.seconds
-        except Exception as error:
-            wrong = [f"{type(error).__name__}: {error}"]
-            seconds = time.monotonic() - began
-    wrong += before.remains()
-    return Outcome(part=part, method=name, what=str(where), done=done, seconds=seconds, wrong=wrong)
-
-
 def _servers(name: str) -> range:
     return range(WORKERS, WORKERS + METHODS[name]().server_count)
-
-
-def _few(settings: Settings) -> int:
-    return max(2, settings.runs // 5)

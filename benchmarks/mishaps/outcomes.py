@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import tempfile
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from offbeat.cluster import Cluster, Constant
 from offbeat.experiment import Budget, Experiment
 from offbeat.methods import METHODS, SGD
 from offbeat.problems import Digits
 from offbeat.testing import small_experiment
+from offbeat.testing.observed import ObservedRun
+from offbeat.testing.remains import Belongings
 
 WORKERS = 4
 SAMPLES = 6_400
@@ -29,6 +34,11 @@ class Settings:
     runs: int
     seed: int
     deadline: float
+
+    @property
+    def few(self) -> int:
+        """How often what takes long is done."""
+        return max(2, self.runs // 5)
 
     def chosen(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if self.only is None or name in self.only]
@@ -50,6 +60,20 @@ class Outcome:
     done: bool
     seconds: float
     wrong: list[str]
+
+
+def observed(part: str, method: str, what: str, carry: Callable[[Path], ObservedRun]) -> Outcome:
+    """What comes of a run in a folder of its own; afterwards nothing of it may be there."""
+    before, began = Belongings.now(), time.monotonic()
+    done = False
+    with tempfile.TemporaryDirectory(prefix="offbeat-chaos-", dir="/tmp") as folder:
+        try:
+            run = carry(Path(folder))
+            wrong, done, seconds = run.wrong(), run.struck, run.seconds
+        except Exception as error:
+            wrong, seconds = [f"{type(error).__name__}: {error}"], time.monotonic() - began
+    wrong += before.remains()
+    return Outcome(part=part, method=method, what=what, done=done, seconds=seconds, wrong=wrong)
 
 
 def experiment(name: str, samples: int = SAMPLES) -> Experiment:

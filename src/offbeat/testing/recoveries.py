@@ -13,7 +13,8 @@ from torch import Tensor
 from ..cluster import Fault
 from ..experiment import Experiment
 from .chaos import Saboteur
-from .kills import DEADLINE, KilledRun, run_killed, wrong_with_samples
+from .kills import KilledRun, run_killed
+from .observed import DEADLINE, wrong_with_samples
 
 CHECKPOINTS = 0.1
 """Seconds between those of a run that is to recover."""

@@ -1,0 +1,38 @@
+"""Pauses: processes are stopped for moments, as a busy machine or a virtual one does it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+from offbeat.methods import METHODS, SGD
+from offbeat.runtime.processes import run_processes
+from offbeat.testing.pauses import run_paused
+
+from .outcomes import Outcome, Settings, experiment, observed, survivors, synchronous
+
+JOIN = 0.3
+"""Seconds after which the last worker joins, in every second run of a method that lets it."""
+LONG = 32_000
+"""Samples of a run that takes longer than that."""
+
+
+def pauses(settings: Settings) -> Iterator[Outcome]:
+    """Processes are paused at random; the result is as if they had not been."""
+    names = [name for name, method in METHODS.items() if method is not SGD]
+    for name in settings.chosen(names):
+        whole = run_processes(experiment(name)).vector if name in synchronous() else None
+        lets_join = name in survivors() and not METHODS[name].shares_parameters
+        for index in range(settings.few):
+            seed = f"{settings.seed} {name} {index}"
+            late = lets_join and index % 2 == 1
+            carry = functools.partial(
+                run_paused,
+                experiment(name, LONG) if late else experiment(name),
+                seed=seed,
+                whole=None if late else whole,  # When it joins is up to the machine.
+                join=JOIN if late else None,
+                deadline=settings.deadline,
+            )
+            what = f"seed {seed}" + f", a worker joins at {JOIN} s" * late
+            yield observed("pauses", name, what, carry)
