@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from offbeat.runtime.framing import FrameError, Kind
-from offbeat.runtime.mappings import SLOT_LIMIT, Mappings
-from offbeat.runtime.peer import Peer
+from offbeat.runtime.mappings import PUT_OFF, SLOT_LIMIT, Mappings
+from offbeat.runtime.peer import SMALL, Peer
 from offbeat.runtime.reactor import Reactor
 from offbeat.runtime.slots import SEALS, SHARED_FROM, SMALLEST, Pool, slot_size
 from offbeat.runtime.spawning import server_of_forks
@@ -412,6 +412,32 @@ def test_what_was_read_is_made_ready_for_the_next_loan_before_its_host_waits(hos
         assert time.monotonic() < deadline
         time.sleep(0.001)
     assert not mappings._read
+
+
+@pytest.mark.parametrize("count", [SHARED_FROM // 4, 2 * SMALL // 4], ids=["small", "large"])
+def test_what_was_written_takes_up_no_more_memory_though_there_is_never_time(
+    hosts, count: int
+) -> None:
+    a, b = hosts(2)
+    for host in (a, b):
+        reactor = host.transport._mesh.reactor
+        host.transport.call_soon(lambda r=reactor: hourly(r))
+        reactor._on_idle = lambda: None
+    sent = a.pool.tensor(count, torch.float32).fill_(1)
+    for _ in range(20):  # So often the slot is mapped.
+        a.transport.send(1, sent)
+    del b.take(20)[:]
+    settle(b.transport, a.transport)
+    mappings = b.transport._mesh.peers[0]._mappings
+    for _ in range(10):
+        a.transport.send(1, sent)
+        b.take(1)[0].add_(1)
+        b.transport.send(0, torch.ones(1))  # Which tells that it was read.
+        a.take(1)
+        settle(b.transport, a.transport)
+        assert len(mappings._read) <= PUT_OFF + 1
+    if count * 4 > SMALL:
+        assert not mappings._read
 
 
 def descriptors() -> int:

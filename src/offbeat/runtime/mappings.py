@@ -28,6 +28,9 @@ SLOT_LIMIT = 64
 """Slots that one host may have us map."""
 BYTE_LIMIT = 1 << 38
 """Address space that one host may have us map; the memory is the sender's."""
+PUT_OFF = 4
+"""Loans that were read and need not be tidied up before there is time. The pages of those that were
+written are copies, which take up memory until then."""
 DESCRIPTORS_PER_READ = 4
 _DESCRIPTOR_BYTES = array.array("i").itemsize
 _ANCILLARY_BYTES = socket.CMSG_SPACE(DESCRIPTORS_PER_READ * _DESCRIPTOR_BYTES)
@@ -155,7 +158,7 @@ class Mappings:
         if slot is None or length < 1 or offset + length > slot.size:
             raise FrameError(f"{length} bytes at {offset} of slot {number}, which has them not")
         idle = slot.idle_shared if given else slot.idle
-        if not idle:
+        if not idle or len(self._read) > PUT_OFF:
             self.tidy()
         memory = idle.pop() if idle else self._map(slot, shared=given)
         lent = (ctypes.c_ubyte * length).from_buffer(memory, offset)
@@ -207,6 +210,8 @@ class Mappings:
         """Make the mappings of loans that were released ready for the next."""
         while self._read:
             payload = self._read.popleft()
+            if self._closed:
+                continue
             slot, memory = payload.slot, payload.memory
             if payload.given:
                 slot.idle_shared.append(memory)

@@ -152,6 +152,7 @@ class Mesh:
                     self._lose(peer, graceful=False)
             if peer.released:
                 peer.release()
+        self._tidy()
         self.reactor.call(self._on_tick)
 
     def adopt(self, host: int, sock: socket.socket) -> None:
@@ -216,6 +217,8 @@ class Mesh:
             peer = self._releasing.popleft()
             if peer.released:
                 peer.release()
+            # Of large ones, or many, what was written takes up much memory.
+            peer.tidy()
 
     def _tidy(self) -> None:
         while self._untidy:
