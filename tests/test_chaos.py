@@ -345,6 +345,10 @@ def test_what_is_wrong_with_a_paused_run_is_said(whole: KilledRun):
     assert dataclasses.replace(paused, run=gone).wrong() == gone.notes
 
 
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
 def test_it_is_the_processes_started_since_that_are_paused():
     earlier, later = (subprocess.Popen(["sleep", "60"]) for _ in range(2))
     try:
@@ -352,16 +356,15 @@ def test_it_is_the_processes_started_since_that_are_paused():
         later.wait()
         with Pauser("0") as pauser:
             later = subprocess.Popen(["sleep", "60"])
-            seen = Counter(
-                (which, Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0])
-                for _ in range(300)
-                for which, process in (("earlier", earlier), ("later", later))
-                if not time.sleep(0.005)
-            )
-        assert pauser.count > 3
-        assert seen["later", "T"] > 0
-        assert seen["earlier", "T"] == 0
-        assert Path(f"/proc/{later.pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+            stopped = Counter[str]()
+            deadline = time.monotonic() + 30
+            while pauser.count < 20 and time.monotonic() < deadline:
+                stopped["earlier"] += is_stopped(earlier.pid)
+                stopped["later"] += is_stopped(later.pid)
+        assert pauser.count >= 20
+        assert stopped["later"] > 0
+        assert stopped["earlier"] == 0
+        assert not is_stopped(later.pid)
     finally:
         for process in (earlier, later):
             process.kill()

@@ -15,10 +15,12 @@ from offbeat.testing.kills import KilledRun, draw_kills, run_killed
 from offbeat.testing.recoveries import run_recovering, run_rejoining
 
 from .outcomes import (
+    LONG,
     WORKERS,
     Outcome,
     Settings,
     experiment,
+    joinable,
     lossless,
     observed,
     survivors,
@@ -28,8 +30,8 @@ from .outcomes import (
 
 JOIN = 0.7
 """Seconds after which a worker that was killed joins again."""
-LONG, EARLY = 32_000, 1_600
-"""Samples of a run that takes longer than that, and of its part in which the kill comes."""
+EARLY = 1_600
+"""Samples of the part of a run in which the kill comes."""
 
 
 def workers(settings: Settings) -> Iterator[Outcome]:
@@ -67,9 +69,7 @@ def recoveries(settings: Settings) -> Iterator[Outcome]:
 
 def joins(settings: Settings) -> Iterator[Outcome]:
     """A worker is killed, and joins again while the others go on."""
-    # Who would share memory with the others cannot come late.
-    names = [name for name in survivors() if not METHODS[name].shares_parameters]
-    for name in settings.chosen(names):
+    for name in settings.chosen(joinable()):
         planned = experiment(name, LONG)
         for where in draw_kills(
             experiment(name, EARLY), range(WORKERS), settings.few, settings.seed

@@ -18,6 +18,8 @@ from offbeat.testing.remains import Belongings
 
 WORKERS = 4
 SAMPLES = 6_400
+LONG = 32_000
+"""Samples of a run that somebody joins late."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +93,11 @@ def experiment(name: str, samples: int = SAMPLES) -> Experiment:
 def survivors() -> list[str]:
     """Methods whose workers have anything to do with each other, and go on without one."""
     return [name for name, m in METHODS.items() if m.survives_loss and m is not SGD]
+
+
+def joinable() -> list[str]:
+    """Those that let workers in late: who would share memory with the others cannot come late."""
+    return [name for name in survivors() if not METHODS[name].shares_parameters]
 
 
 def with_servers() -> list[str]:

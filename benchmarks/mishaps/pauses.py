@@ -9,12 +9,10 @@ from offbeat.methods import METHODS, SGD
 from offbeat.runtime.processes import run_processes
 from offbeat.testing.pauses import run_paused
 
-from .outcomes import Outcome, Settings, experiment, observed, survivors, synchronous
+from .outcomes import LONG, Outcome, Settings, experiment, joinable, observed, synchronous
 
 JOIN = 0.3
 """Seconds after which the last worker joins, in every second run of a method that lets it."""
-LONG = 32_000
-"""Samples of a run that takes longer than that."""
 
 
 def pauses(settings: Settings) -> Iterator[Outcome]:
@@ -22,10 +20,9 @@ def pauses(settings: Settings) -> Iterator[Outcome]:
     names = [name for name, method in METHODS.items() if method is not SGD]
     for name in settings.chosen(names):
         whole = run_processes(experiment(name)).vector if name in synchronous() else None
-        lets_join = name in survivors() and not METHODS[name].shares_parameters
         for index in range(settings.few):
             seed = f"{settings.seed} {name} {index}"
-            late = lets_join and index % 2 == 1
+            late = index % 2 == 1 and name in joinable()
             carry = functools.partial(
                 run_paused,
                 experiment(name, LONG) if late else experiment(name),
