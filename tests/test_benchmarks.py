@@ -36,8 +36,9 @@ SCRIPTS = sorted(FOLDER.glob("*.py"))
 def _as_a_script(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
     """As if one of that folder had been started; what it sets of PyTorch ends with it."""
     monkeypatch.syspath_prepend(FOLDER)
-    # While the cores have other work, threads that wait for each other take their time.
-    monkeypatch.setattr("common.cores.PASSES", 100)
+    # Threads that keep both cores awake while they wait for each other take, when other tests have
+    # those cores, milliseconds for every turn.
+    monkeypatch.setattr("common.cores.PASSES", 2)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
