@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import os
 import warnings
@@ -321,6 +322,87 @@ def test_what_the_optimizer_remembers_goes_on_inside():
     assert torch.equal(*finals)
 
 
+def rounds(model, optimizer) -> None:
+    for step in range(3):
+        model(inputs(step)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("method", [SGD(), methods.SyncSGD(), methods.LocalSGD()], ids=str)
+@pytest.mark.parametrize("after", ["alone", "in a second block"])
+@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.SGD])
+def test_what_the_optimizer_remembers_inside_goes_on_after_the_block(method, after, make):
+    settings = {"momentum": 0.9} if make is torch.optim.SGD else {"amsgrad": True}
+    finals, states = [], []
+    for inside in (False, True):
+        torch.manual_seed(0)
+        model = small()
+        optimizer = make(model.parameters(), lr=0.1, **settings)
+        if inside:
+            with distribute(model, optimizer, method=method) as distributed:
+                rounds(model, distributed)
+        else:
+            rounds(model, optimizer)
+        states.append(copy.deepcopy(optimizer.state_dict()["state"]))
+        if inside and after != "alone":
+            with distribute(model, optimizer, method=method) as distributed:
+                rounds(model, distributed)
+        else:
+            rounds(model, optimizer)
+        finals.append(flat(model))
+    assert torch.equal(*finals)
+    assert len(states[0]) == len(list(model.parameters()))
+    for key, state in states[0].items():
+        for name, value in state.items():
+            torch.testing.assert_close(states[1][key][name], value, rtol=0, atol=0)
+
+
+def memory_of_servers(out: Path) -> None:
+    """Two servers, one on each rank, remember what goes to both optimizers."""
+    rank, _ = rank_and_size()
+    torch.manual_seed(0)
+    model = small()
+    adam = torch.optim.Adam(model.parameters(), lr=0.1)
+    method = methods.SyncSGD(servers=2)
+    with distribute(model, adam, method=method, timeout=60) as optimizer:
+        for step in range(4):
+            model(inputs(step, rank)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.save({"state": adam.state_dict()["state"], "final": flat(model)}, out / f"{rank}.pt")
+
+
+def test_every_rank_gets_what_servers_remember(tmp_path: Path):
+    assert_fine(run_ranks(memory_of_servers, 2, tmp_path))
+    torch.manual_seed(0)
+    model = small()
+    adam = torch.optim.Adam(model.parameters(), lr=0.1)
+    for step in range(4):
+        sum(model(inputs(step, rank)).square().mean() / 2 for rank in range(2)).backward()
+        adam.step()
+        adam.zero_grad()
+    expected = adam.state_dict()["state"]
+    for rank in range(2):
+        kept = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(kept["final"], flat(model), rtol=1e-4, atol=1e-5)
+        assert kept["state"].keys() == expected.keys()
+        for key, state in expected.items():
+            for name, value in state.items():
+                torch.testing.assert_close(kept["state"][key][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_frozen_parameter_s_state_stays_its_own():
+    model = small()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    rounds(model, sgd)
+    model[0].requires_grad_(False)
+    before = sgd.state[model[0].weight]["momentum_buffer"].clone()
+    with distribute(model, sgd, method=SGD()) as optimizer:
+        rounds(model, optimizer)
+    assert torch.equal(sgd.state[model[0].weight]["momentum_buffer"], before)
+
+
 # What is refused
 
 
@@ -453,6 +535,21 @@ def test_models_and_optimizers_that_do_not_fit_are_refused():
     for optimizer in (replaced, scheduled):
         with pytest.raises(ValueError, match="the step of this SGD has been replaced on the obj"):
             distribute(model, optimizer, method=SGD())
+    model = small()
+    plain = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="model is a SGD; it must be a torch Module"):
+        distribute(plain, model, method=SGD())
+    with pytest.raises(ValueError, match="optimizer is a function; it must be a torch Optimizer"):
+        distribute(model, small, method=SGD())
+    with pytest.raises(ValueError, match=r"the class SGD; give one made of it, as in method=SGD"):
+        distribute(model, plain, method=SGD)
+    with pytest.raises(
+        ValueError, match=r"method is 'SGD'; give a method, as in method=ADPSGD\(\)"
+    ):
+        distribute(model, plain, method="SGD")
+    lazy = nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(2))
+    with pytest.raises(ValueError, match=r"1\.weight has no shape yet: let the model compute a ba"):
+        distribute(lazy, torch.optim.SGD(lazy.parameters(), lr=0.1), method=SGD())
     plain = torch.optim.SGD(small().parameters(), lr=0.1)
     with pytest.raises(ValueError, match="timeout is 0; it must be positive"):
         distribute(small(), plain, method=SGD(), timeout=0)

@@ -64,6 +64,8 @@ class ParameterOptimizer:
             raise ValueError(f"optimizer {type(self.inner).__name__} cannot be used: {refusal}")
         self._base_rates = [group["lr"] for group in self.inner.param_groups]
         self._scale = 1.0
+        self.has_stepped = False
+        """Or goes on from where one has that was saved."""
 
     def step(self, gradient: Dense, scale: float = 1.0) -> None:
         """One step along `gradient` (d,), every learning rate multiplied by `scale`.
@@ -83,6 +85,7 @@ class ParameterOptimizer:
             self._point_at(gradient.tensors)
         self.scale(scale)
         self._step()
+        self.has_stepped = True
         if not self._copies:
             self._let_go()
 
@@ -102,6 +105,13 @@ class ParameterOptimizer:
             for tensors in self._groups
             for tensor in tensors
         )
+
+    def remembered_by_name(self) -> dict[str, dict[str, Any]]:
+        """The same by the layout's names, of those of which it has something."""
+        names = dict(zip(self._tensors, self._layout.names, strict=True))
+        order = [names[tensor] for tensors in self._groups for tensor in tensors]
+        pairs = zip(order, self.remembered(), strict=True)
+        return {name: state for name, state in pairs if state is not None}
 
     def remember(self, states: Sequence[dict[str, Any] | None]) -> None:
         """Forget what it has, and go on from what was `remembered` of whole tensors.

@@ -75,6 +75,7 @@ class OptimizerState:
             group.update(saved)
         optimizer._base_rates = list(self.base_rates)
         optimizer._scale = self.scale
+        optimizer.has_stepped = True
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from ..optim import Delayed
@@ -25,6 +26,8 @@ class Trained(nn.Module):
 
     def __init__(self, whole: nn.Module, optimizer: Optimizer) -> None:
         super().__init__()
+        _require_types(whole, optimizer)
+        _require_shapes(whole)
         self.whole = whole
         self.named = [(n, p) for n, p in whole.named_parameters() if p.requires_grad]
         require_usable(optimizer)
@@ -93,6 +96,29 @@ class Trained(nn.Module):
                         f"parameters differ in {what}: {first_name} has {ours}, {name} has "
                         f"{theirs}; all that are trained must be alike"
                     )
+
+
+def overwrite(tensor: Tensor, value: Tensor) -> None:
+    """Copy a value into a tensor, one also that `expand` made, whose repeats are one number."""
+    once = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in tensor.stride())
+    tensor[once].copy_(value[once])
+
+
+def _require_types(whole: object, optimizer: object) -> None:
+    # Whoever calls may have no type checker, and mistakes the order.
+    for what, value, wanted in (("model", whole, nn.Module), ("optimizer", optimizer, Optimizer)):
+        if not isinstance(value, wanted):
+            raise ValueError(
+                f"{what} is a {type(value).__name__}; it must be a torch {wanted.__name__}"
+            )
+
+
+def _require_shapes(whole: nn.Module) -> None:
+    for name, tensor in [*whole.named_parameters(), *whole.named_buffers()]:
+        if is_lazy(tensor):
+            raise ValueError(
+                f"{name} has no shape yet: let the model compute a batch before distribute()"
+            )
 
 
 def require_usable(optimizer: Optimizer) -> None:

@@ -20,7 +20,7 @@ from .audit import check_ledger
 from .experiments import Quadratic, fingerprint, simulated, small_experiment
 
 
-def check_method(method: Method, *, workers: int = 4, lr: float = 0.05) -> None:
+def check_method(method: Method, *, workers: int = 4, lr: float = 0.1) -> None:
     """Every check below, for that many workers.
 
     Raises:
@@ -125,13 +125,13 @@ def check_repeats(method: Method, *, workers: int = 4) -> None:
     )
 
 
-def check_solves_quadratic(method: Method, *, workers: int = 4, lr: float = 0.05) -> None:
+def check_solves_quadratic(method: Method, *, workers: int = 4, lr: float = 0.1) -> None:
     """The loss of a quadratic without noise falls to a thousandth of what it was."""
-    run = simulated(small_experiment(method, workers=workers, steps=400, lr=lr))
+    run = simulated(small_experiment(method, workers=workers, steps=200, lr=lr))
     before, after = run.metrics[0].loss, run.metrics[-1].loss
     assert after < before / 1000, (
         f"{type(method).__name__} took the loss of a quadratic from {before:.3g} only to "
-        f"{after:.3g} in 400 steps of each worker at learning rate {lr:g}"
+        f"{after:.3g} in 200 steps of each worker at learning rate {lr:g}"
     )
 
 

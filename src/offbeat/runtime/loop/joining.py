@@ -13,15 +13,17 @@ from ...method import Method
 from ...parameters import Layout
 from ..errors import RunError
 from ..spawning import socket_names
-from ..world import require_same_layout
+from ..trained import overwrite
 from .ranks import RankHost
 from .rendezvous import Rendezvous, listening, machine, numbered, reachable
 from .saved import as_bytes, as_tensor
+from .terms import Terms
 from .words import Start
 
 
 def require_possible(method: Method, ranks: int) -> None:
     """Raise ValueError unless that method can run in a user's loop of that many ranks."""
+    _require_method(method)
     method.validate(ranks)
     name = type(method).__name__
     if method.chooses_samples:
@@ -45,18 +47,27 @@ def require_possible(method: Method, ranks: int) -> None:
         )
 
 
+def _require_method(method: object) -> None:
+    # Whoever calls may have no type checker.
+    if isinstance(method, type):
+        name = method.__name__
+        raise ValueError(f"method is the class {name}; give one made of it, as in method={name}()")
+    if not isinstance(method, Method):
+        raise ValueError(f"method is {method!r}; give a method, as in method=ADPSGD()")
+
+
 def connected(
-    job: Rendezvous, method: Method, layout: Layout, record: Path | None, timeout: float
+    job: Rendezvous, method: Method, terms: Terms, record: Path | None, timeout: float
 ) -> RankHost:
-    """This rank's host, connected to the others, if all hold the same model.
+    """This rank's host, connected to the others, if all have the same terms.
 
     Raises:
-        RunError: the models differ, or a rank does not come.
+        RunError: they differ, or a rank does not come.
     """
     secret = job.share("secret", secrets.token_bytes(32))
-    first = decode(job.share("layout", encode(layout)), types=(Layout,))
+    first = decode(job.share("terms", encode(terms)), types=(Terms, Layout))
     try:
-        require_same_layout(first, layout, "rank 0", f"rank {job.rank}")
+        terms.require_like(first, job.rank)
     except RunError as error:
         job.refuse("machine", str(error))
         raise
@@ -90,4 +101,4 @@ def begin_alike(host: RankHost, parameters: Tensor, constants: Mapping[str, Tens
     start = host.await_word(Start, 0, "rank 0's parameters")
     parameters.copy_(start.parameters)
     for name, value in decode(as_bytes(start.constants)).items():
-        constants[name].copy_(value)
+        overwrite(constants[name], value)

@@ -26,12 +26,14 @@ from ..gradient_log import GradientLog
 from ..memory import keep_freed_memory
 from ..tasks import Task
 from ..team import Team
-from ..trained import Trained, settings_of
+from ..trained import Trained, overwrite, settings_of
 from .consensus import common_model
 from .joining import begin_alike, connected, require_possible
+from .memories import memories, take_over
 from .ranks import NOTICE
 from .rendezvous import Rendezvous
 from .saved import packed, unpacked
+from .terms import Terms
 
 
 class DistributedOptimizer(Optimizer):
@@ -86,7 +88,8 @@ class DistributedOptimizer(Optimizer):
                 setattr(self, f"_optimizer_{hooks}_{when}_hooks", OrderedDict[int, Any]())
         self._patch_step_function()
         self._log: GradientLog | None = None
-        self.host = connected(job, method, self.buffer.layout, record, timeout)
+        terms = Terms.of(self._trained, optimizer, method, seed)
+        self.host = connected(job, method, terms, record, timeout)
         try:
             self._begin(method, seed, record)
         except BaseException:
@@ -137,8 +140,8 @@ class DistributedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._ended or self._current is None:
-            raise RunError("step() after the with block has ended, or after an error")
+        self._require_going_on("step()")
+        assert self._current is not None
         self._user._opt_called = True  # pyright: ignore[reportAttributeAccessIssue]  # For schedulers on it.
         if self._skipped():
             return loss
@@ -158,6 +161,10 @@ class DistributedOptimizer(Optimizer):
                 if (still_wanted := pieces()) is not None:
                     still_wanted.keep()
         return loss
+
+    def _require_going_on(self, what: str) -> None:
+        if self._ended or self._current is None:
+            raise RunError(f"{what} after the with block has ended, or after an error")
 
     def _skipped(self) -> bool:
         """Whether a GradScaler found gradients to have overflowed, here or where it matters.
@@ -259,6 +266,7 @@ class DistributedOptimizer(Optimizer):
         Raises:
             RunError: a rank has left its loop, or does not come.
         """
+        self._require_going_on("state_dict()")
         with self._ending_on_error(), self.host.standstill("state_dict()"):
             return packed(self.host, settings_of(self._user), self._scaled_steps)
 
@@ -271,6 +279,7 @@ class DistributedOptimizer(Optimizer):
             ValueError: the part is of another rank, method, model or number of ranks.
             RunError: a rank has left its loop, or does not come.
         """
+        self._require_going_on("load_state_dict()")
         if self._log is not None:
             raise ValueError("a recorded job cannot be resumed; leave record out")
         saved = unpacked(state_dict, self.host, len(self.param_groups))
@@ -294,6 +303,7 @@ class DistributedOptimizer(Optimizer):
         batch norm's statistics are this rank's, of its own parameters, until
         `offbeat.reestimate_statistics(model, batches)` estimates those of the common model.
         """
+        self._require_going_on("consensus()")
         module = self._trained.whole
         buffers = [buffer.clone() for buffer in module.buffers()]
         with self._ending_on_error():
@@ -303,7 +313,7 @@ class DistributedOptimizer(Optimizer):
                 yield module
         finally:
             for buffer, before in zip(module.buffers(), buffers, strict=True):
-                buffer.copy_(before)
+                overwrite(buffer, before)
 
     # The end
 
@@ -324,7 +334,9 @@ class DistributedOptimizer(Optimizer):
             self.host.leave_loop()
             self.host.settle("the end")
             self.buffer.load(common_model(self.host, "the end"))
+            found = memories(self.host)
             self.host.hang_up()
+            take_over(self._user, self._trained.named, found)
         self._abort()
 
     @contextlib.contextmanager

@@ -58,6 +58,13 @@ class Copy:
 
 
 @message
+class Memory:
+    """What the optimizers of the sender's servers remember, at the end."""
+
+    states: Tensor  # uint8: encoded, by the parameters' names
+
+
+@message
 class Left:
     """The sender's loop is over; it goes on to serve the others until theirs are."""
 
