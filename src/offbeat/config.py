@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
 # The registries, so that their classes can be named without a path.
 from . import methods as methods
@@ -139,7 +139,11 @@ def load_experiment(path: Path) -> Experiment:
         ValueError: the file is missing or says something that cannot be.
     """
     parser = experiment_parser("offbeat")
-    return build(parser, parse(parser, ["--config", str(path)]))
+    try:
+        return build(parser, parse(parser, ["--config", str(path)]))
+    except ArgumentError as error:
+        reason = str(error).strip().rpartition("\n")[2].strip()
+        raise ValueError(f"{path} describes no experiment: {reason}") from error
 
 
 def read_config(path: Path) -> Config:

@@ -95,6 +95,8 @@ class Experiment:
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"device {self.device!r} cannot be used: {reason}") from error
+        if torch.device(self.device).type == "meta":
+            raise ValueError("device 'meta' cannot be used: its tensors hold no numbers")
         if self.threads < 1:
             raise ValueError(f"threads is {self.threads}; it must be at least 1")
         if self.evaluate_every is not None and self.evaluate_every < 1:

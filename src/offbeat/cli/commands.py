@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import json
+import os
 import shlex
 import tempfile
 from collections.abc import Callable, Generator, Sequence
@@ -64,7 +66,7 @@ def replay(options: Sequence[str]) -> int:
     directory = Path(parsed_options(parser, parser.parse_args, options).directory)
     try:
         mode = json.loads((directory / "run.json").read_text())["mode"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"{directory} is no run directory: it has no run.json") from None
     if mode != "processes":
         raise UsageError(
@@ -73,10 +75,10 @@ def replay(options: Sequence[str]) -> int:
         )
     try:
         replayed = replay_run(directory)
+        stored = load_parameters(directory, replayed.layout)
     except ValueError as error:
         raise UsageError(f"cannot replay {directory}: {one_line(error)}") from error
     print_summary(replayed, None, None)
-    stored = load_parameters(directory, replayed.layout)
     if torch.equal(stored, replayed.vector):
         print(f"replayed {directory}: all {stored.numel():,} parameters equal to the bit")
         return 0
@@ -118,10 +120,10 @@ def output_directory(out: str | None, name: str) -> Generator[Path]:
             directory, k = first.with_name(f"{first.name}-{k}"), k + 1
     else:
         directory = Path(out)
-    if directory.is_dir() and any(directory.iterdir()):
-        raise UsageError(f"--out {directory} is not empty; choose another directory")
-    made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
     try:
+        if directory.is_dir() and any(directory.iterdir()):
+            raise UsageError(f"--out {directory} is not empty; choose another directory")
+        made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             pass
@@ -137,6 +139,24 @@ def output_directory(out: str | None, name: str) -> Generator[Path]:
         if not isinstance(error, ValueError):
             raise
         raise UsageError(one_line(error)) from error
+
+
+@contextmanager
+def claimed(directory: Path) -> Generator[None]:
+    """Keep other runs out of a run directory. If this process ends, that lets them in."""
+    held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(
+            f"the run in {directory} is still going on; end it first, or choose another directory"
+        ) from None
+    except OSError:
+        pass  # Not every file system has such locks.
+    try:
+        yield
+    finally:
+        os.close(held)
 
 
 @contextmanager
@@ -196,6 +216,7 @@ def _carry_out(
     name = type(experiment.method).__name__
     with (
         _directory(parsed, name) as directory,
+        claimed(directory),
         run_progress(experiment) as report,
         logged(parsed.log, experiment, directory, report) as progress,
     ):

@@ -9,9 +9,10 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ..experiment import Experiment
 from ..runtime import torchrun
+from ..runtime.errors import RunError
 from .coordinating import Execute, Keeping
 from .credentials import SECRET
-from .errors import UsageError
+from .errors import UsageError, one_line
 from .joining import join
 from .nodes_file import started_everywhere
 from .ranks import ranked
@@ -77,4 +78,8 @@ def machines(
     elif torchrun.present():
         yield ranked(parsed.patience, experiment, keeping)
     else:
+        try:
+            torchrun.require_alone()
+        except RunError as error:
+            raise UsageError(one_line(error)) from None
         yield keeping.coordinating(None)

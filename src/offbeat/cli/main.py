@@ -106,6 +106,20 @@ def _dispatch(arguments: Sequence[str], importing: AbstractContextManager[None])
     except UsageError as error:
         print(f"offbeat: {one_line(error)}", file=sys.stderr, flush=True)
         return 2
+    except OSError as error:
+        # A disk is full, or whoever read the output has gone, which needs no words.
+        if not isinstance(error, BrokenPipeError):
+            print(f"offbeat: {one_line(error)}", file=sys.stderr, flush=True)
+        _drop_output()
+        return 1
+
+
+def _drop_output() -> None:
+    """What is still to be written would fail again when the process ends."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _usage() -> str:

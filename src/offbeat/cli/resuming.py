@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 from ..options import value_of
 from ..runtime import torchrun
 from ..runtime.checkpoint import Checkpoint, CheckpointError, latest_checkpoint
+from ..runtime.errors import RunError
 from .errors import UsageError, one_line
 
 
@@ -31,7 +32,10 @@ def add_options(parser: ArgumentParser) -> None:
 
 def restarted() -> bool:
     """Whether torchrun has started this job anew after a failure."""
-    return torchrun.present() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    try:
+        return torchrun.present() and torchrun.restarts() > 0
+    except RunError as error:
+        raise UsageError(one_line(error)) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,7 @@ def resumption(options: Sequence[str]) -> tuple[Resumption, list[str]]:
         return Resumption(checkpoint=found, notes=notes), list(options)
     if out is not None:
         raise UsageError(f"--resume {named} goes on in that directory: leave --out {out} out")
-    if not Path(named).is_dir():
+    if not os.path.isdir(named):
         raise UsageError(f"--resume {named}: there is no such directory")
     try:
         found, notes = latest_checkpoint(Path(named))

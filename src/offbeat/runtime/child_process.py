@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import shutil
@@ -47,8 +48,10 @@ def main(assignment: Assignment, lifeline: Any) -> None:
         if is_over(lifeline):
             _clean_up(assignment)
         # Taking the interpreter down with torch in it takes longer than many a run.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            # Closed ones are None, and what they led to may be full or gone.
+            with contextlib.suppress(AttributeError, OSError, ValueError):
+                stream.flush()
         os._exit(0)
 
 

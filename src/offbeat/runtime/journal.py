@@ -94,7 +94,10 @@ def read_machine(path: Path) -> int:
 
 
 def _contents(path: Path) -> bytes:
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise JournalError(f"journal {path} cannot be read: {error.strerror}") from error
     if len(data) < _START or not data.startswith(MAGIC):
         raise JournalError(f"{path} is no journal of a run")
     return data
