@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -392,30 +393,31 @@ def test_settings_that_cannot_be(changed, said):
         Settings(**changed)
 
 
-@pytest.mark.parametrize("scheme", LOCKS)
-def test_ctrl_c_ends_all_threads(scheme):
+def test_ctrl_c_ends_all_threads():
     """In the middle of an epoch that would take a minute."""
     script = textwrap.dedent(
         f"""
-        import signal, sys
+        import signal
         from offbeat.hogwild import *
         signal.signal(signal.SIGINT, signal.default_int_handler)
         problem = SparseSVM(rows=3000, nonzeros=5)
-        train(problem, Settings(scheme="{scheme}", epochs=1))
-        print("ready", flush=True)
-        try:
-            train(problem, Settings(scheme="{scheme}", delay=0.04))
-        except KeyboardInterrupt:
-            print("ended", flush=True)
+        for scheme in {LOCKS}:
+            train(problem, Settings(scheme=scheme, epochs=1))
+            print("ready", flush=True)
+            try:
+                train(problem, Settings(scheme=scheme, delay=0.04))
+            except KeyboardInterrupt:
+                print("ended", flush=True)
         """
     )
-    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    try:
-        assert child.stdout.readline() == "ready\n"
-        timer = threading.Timer(0.3, child.send_signal, [signal.SIGINT])
-        timer.start()
-        rest, _ = child.communicate(timeout=30)
-        assert rest == "ended\n"
-        assert child.returncode == 0
-    finally:
-        child.kill()
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            for scheme in LOCKS:
+                assert child.stdout.readline() == "ready\n", scheme
+                time.sleep(0.3)
+                child.send_signal(signal.SIGINT)
+                assert child.stdout.readline() == "ended\n", scheme
+            assert child.wait(timeout=30) == 0
+        finally:
+            child.kill()

@@ -16,13 +16,13 @@ import pytest
 from machines import Machines
 from namespaces import Network, NetworkHost, left_over, skip_reason
 from offbeat.runs import load_run
+from outage_job import STEPS
 
 pytestmark = pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason()))
 
 JOB = Path(__file__).parent / "outage_job.py"
 OUTAGE = 3.0
 """Seconds."""
-STEPS = 300
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +38,11 @@ def machines(hosts: list[NetworkHost]) -> Iterator[Machines]:
         yield machines
 
 
-def start(
-    stack: contextlib.ExitStack, host: NetworkHost, command: list[str], settings: dict[str, str]
-) -> subprocess.Popen[str]:
-    """A process on the host that does not outlive the stack."""
-    process = host.start(command, stderr=subprocess.STDOUT, env=os.environ | settings)
-    stack.enter_context(process)
-    stack.callback(process.kill)
-    return process
-
-
-@contextlib.contextmanager
-def job(hosts: list[NetworkHost], method: str) -> Iterator[list[subprocess.Popen[str]]]:
-    """One rank on each host, as torchrun would start them."""
+@pytest.fixture(scope="module")
+def ranks(hosts: list[NetworkHost]) -> Iterator[list[subprocess.Popen[str]]]:
+    """One rank on each host, as torchrun would start them; they carry out one job after another."""
     with contextlib.ExitStack() as stack:
-        ranks: list[subprocess.Popen[str]] = []
+        started: list[subprocess.Popen[str]] = []
         for rank, host in enumerate(hosts):
             settings = {
                 "RANK": str(rank),
@@ -60,9 +50,12 @@ def job(hosts: list[NetworkHost], method: str) -> Iterator[list[subprocess.Popen
                 "MASTER_ADDR": hosts[0].address,
                 "MASTER_PORT": "29500",
             }
-            command = [sys.executable, str(JOB), method, str(STEPS)]
-            ranks.append(start(stack, host, command, settings))
-        yield ranks
+            command = [sys.executable, str(JOB)]
+            said = {"stdin": subprocess.PIPE, "stderr": subprocess.STDOUT}
+            process = host.start(command, env=os.environ | settings, **said)
+            started.append(stack.enter_context(process))
+            stack.callback(process.kill)
+        yield started
 
 
 def read_until(process: subprocess.Popen[str], wanted: str) -> list[str]:
@@ -76,16 +69,19 @@ def read_until(process: subprocess.Popen[str], wanted: str) -> list[str]:
 
 
 @pytest.mark.parametrize("method", ["StochasticGradientPush", "ADPSGD", "AsyncSGD"])
-def test_a_line_that_was_down_for_seconds_ends_nothing(method: str, hosts: list[NetworkHost]):
-    with job(hosts, method) as ranks:
-        said = [read_until(rank, "step 20") for rank in ranks]
-        hosts[1].down()
-        time.sleep(OUTAGE)
-        hosts[1].up()
-        for lines, rank in zip(said, ranks, strict=True):
-            rest, _ = rank.communicate(timeout=120)
-            assert rank.returncode == 0, rest
-            lines += rest.splitlines()
+def test_a_line_that_was_down_for_seconds_ends_nothing(
+    method: str, hosts: list[NetworkHost], ranks: list[subprocess.Popen[str]]
+):
+    for rank in ranks:
+        assert rank.stdin is not None
+        rank.stdin.write(f"{method}\n")
+        rank.stdin.flush()
+    said = [read_until(rank, "step 20") for rank in ranks]
+    hosts[1].down()
+    time.sleep(OUTAGE)
+    hosts[1].up()
+    for lines, rank in zip(said, ranks, strict=True):
+        lines += read_until(rank, "ended")
     for lines in said:
         assert lines.count(f"step {STEPS - 1}") == 1
         figures = [float(line.split()[1]) for line in lines if line.startswith(("loss", "longest"))]
@@ -95,7 +91,7 @@ def test_a_line_that_was_down_for_seconds_ends_nothing(method: str, hosts: list[
             # Cut off it waited for the other, or for the server that lives there.
             assert longest > OUTAGE / 2
     # All ranks end with the common model.
-    assert said[0][-1] == said[1][-1]
+    assert said[0][-2:] == said[1][-2:]
 
 
 def wait_for_traffic(host: NetworkHost, size: int) -> None:
