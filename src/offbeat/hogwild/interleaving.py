@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .compiling import compiled
+from .compiling import compiled, inlined
 from .costs import begin, end, gradient, update, width
 from .loops import EDGE, NOTHING, TURNS
 from .ring import exchange
@@ -104,8 +104,14 @@ def interleave(
     taken = 0.0
     heap = [(0.0, w) for w in range(len(workers.place)) if has_edge(workers, w)]
     heapq.heapify(heap)
-    while len(heap):
-        now, w = heapq.heappop(heap)
+    after, w = NEVER, 0
+    while True:
+        if after != NEVER:
+            now, w = heapq.heappushpop(heap, (after, w))
+        elif len(heap):
+            now, w = heapq.heappop(heap)
+        else:
+            return taken
         doing = workers.doing[w]
         if doing == READ:
             after = read(costs, x, locked, times, memory, workers, counts, w, now)
@@ -131,9 +137,6 @@ def interleave(
                     attend(workers, ring, w)
                 if workers.doing[w] == READ and not has_edge(workers, w):
                     after = pass_on(workers, ring, w)
-        if after != NEVER:
-            heapq.heappush(heap, (after, w))
-    return taken
 
 
 @compiled
@@ -167,12 +170,12 @@ def pass_on(workers: Any, ring: Any, w: int) -> float:
     return NEVER
 
 
-@compiled
+@inlined
 def has_edge(workers: Any, w: int) -> bool:
     return workers.place[w] < workers.starts[w + 1]
 
 
-@compiled
+@inlined
 def read(
     costs: Any,
     x: Any,
@@ -250,7 +253,7 @@ def enter(
     return after
 
 
-@compiled
+@inlined
 def load(
     costs: Any, x: Any, times: Any, memory: Any, workers: Any, counts: Any, w: int, now: float
 ) -> float:
@@ -269,7 +272,7 @@ def load(
     return now + times.load + times.transfer * far(memory, vertex, w)
 
 
-@compiled
+@inlined
 def store(
     costs: Any,
     x: Any,
@@ -359,7 +362,7 @@ def had_by_another(counts: Any, w: int) -> bool:
     return counts.holder[0] >= 0 and counts.holder[0] != w
 
 
-@compiled
+@inlined
 def far(memory: Any, vertex: int, w: int) -> bool:
     """Whether another worker wrote the vertex last."""
     return memory.writer[vertex] >= 0 and memory.writer[vertex] != w
