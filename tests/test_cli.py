@@ -565,6 +565,8 @@ WEIGHTS = ("--method", "ADPSGD", "--method.topology", "WeightedGraph", "--method
         ([*SIMULATE, "--out", "my_file.py/x"], "cannot write to --out my_file.py/x: Not a dir"),
         ([*SIMULATE, "--out", "."], "--out . is not empty; choose another directory"),
         (["run", "--method", "SGD", "--workers", "0"], "cluster.workers is 0; it must be"),
+        ([*SIMULATE, "--workers", "9" * 20], "it must be at most 1,000,000"),
+        ([*SIMULATE, "--config", "loop.yaml"], "loop.yaml holds something that holds itself"),
         (["replay", "nowhere"], "nowhere is no run directory: it has no run.json"),
         (["methods", "--all"], "there is no option --all; `offbeat methods --help` lists all"),
         (["methods", "ADPSDG"], "there is no method ADPSDG; did you mean ADPSGD"),
@@ -587,6 +589,7 @@ def test_bad_input_gets_one_line_and_leaves_nothing(argv, told, mine, capsys):
     Path("text.yaml").write_text("just text")
     Path("typo.yaml").write_text("sed: 1")
     Path("number.yaml").write_text("cluster: 3")
+    Path("loop.yaml").write_text("method: &m {class_path: SGD, init_args: *m}")
     Path("broken.py").write_text("Nonsense")
     Path("math.py").write_text("")
     assert told in refusal(capsys, *argv)

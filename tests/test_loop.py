@@ -191,6 +191,40 @@ def test_models_that_differ_are_refused_on_the_rank_that_differs(tmp_path: Path)
     assert "on rank 0 and (8, 64) on rank 1" in ended[0].output, "the others are told"
 
 
+def gradients_returned(out: Path, steps: list[int]) -> None:
+    """Blocks one after the other; what a rank was told that did not get to an end."""
+    rank, _ = rank_and_size()
+    said = []
+    for seed in range(8):
+        torch.manual_seed(seed)
+        model = nn.Linear(4, 2)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        method = methods.SyncSGD(returns="gradient", servers=2)
+        try:
+            with distribute(model, sgd, method=method, timeout=60) as optimizer:
+                for _ in range(steps[rank]):
+                    model(torch.ones(3, 4)).square().mean().backward()
+                    optimizer.step()
+        except RunError as error:
+            said.append(str(error))
+    (out / f"said-{rank}.json").write_text(json.dumps(said))
+
+
+@pytest.mark.parametrize("steps", [[5, 5], [5, 7], [7, 5]])
+def test_servers_that_cannot_spare_a_worker_end_with_it_unless_all_end(
+    steps: list[int], tmp_path: Path
+):
+    began = time.monotonic()
+    assert_fine(run_ranks(gradients_returned, 2, tmp_path, steps))
+    told = [json.loads((tmp_path / f"said-{rank}.json").read_text()) for rank in range(2)]
+    if steps[0] == steps[1]:
+        assert told == [[], []]
+    else:
+        assert [len(said) for said in told] == [8, 8]
+        assert any("does not survive a loss" in text for said in told for text in said)
+        assert time.monotonic() - began < 60, "nobody waited in vain"
+
+
 @pytest.mark.parametrize("name", ["ADPSGD", "StochasticGradientPush"])
 def test_the_others_finish_when_a_rank_dies_that_they_wait_for(name: str, tmp_path: Path):
     run = {"method": name, "dies": [None, 20, None]}

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import os
+import threading
 import warnings
 from pathlib import Path
 from typing import Any, ClassVar
@@ -356,6 +357,81 @@ def test_what_the_optimizer_remembers_inside_goes_on_after_the_block(method, aft
     for key, state in states[0].items():
         for name, value in state.items():
             torch.testing.assert_close(states[1][key][name], value, rtol=0, atol=0)
+
+
+class Counting(torch.optim.Optimizer):
+    """A rate that falls with the steps, which are counted in the group, and momentum in the state.
+
+    Of each parameter it also keeps what cannot be written down.
+    """
+
+    def __init__(self, params, lr: float, keeps: object = None) -> None:
+        super().__init__(params, {"lr": lr, "steps": 0})
+        self.keeps = keeps
+
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            group["steps"] += 1
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                state["kept"] = self.keeps
+                state["sum"] = 0.5 * state.get("sum", 0.0) + parameter.grad
+                parameter.data.sub_(state["sum"], alpha=group["lr"] / group["steps"])
+
+
+@pytest.mark.parametrize("method", [SGD(), methods.SyncSGD()], ids=str)
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_what_an_optimizer_counts_in_its_groups_goes_on_inside_and_after(method, scheduled):
+    finals, counts = [], []
+    for inside in (False, True):
+        torch.manual_seed(0)
+        model = small()
+        optimizer = Counting(model.parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9 if scheduled else 1.0)
+
+        def train(stepped, model=model, schedule=schedule):
+            for step in range(4):
+                model(inputs(step)).square().mean().backward()
+                stepped.step()
+                stepped.zero_grad()
+                schedule.step()
+
+        if inside:
+            with distribute(model, optimizer, method=method) as distributed:
+                train(distributed)
+                saved = distributed.state_dict()
+                distributed.load_state_dict(saved)
+                train(distributed)
+        else:
+            train(optimizer)
+            train(optimizer)
+        train(optimizer)
+        finals.append(flat(model))
+        counts.append([group["steps"] for group in optimizer.param_groups])
+    assert torch.equal(*finals)
+    assert counts == [[12], [12]]
+
+
+def unwritable(out: Path) -> None:
+    """What a server's optimizer remembers but cannot tell stays on its rank, and ends nothing."""
+    rank, _ = rank_and_size()
+    torch.manual_seed(0)
+    model = small()
+    optimizer = Counting(model.parameters(), lr=0.1, keeps=threading.Lock())
+    with distribute(model, optimizer, method=methods.SyncSGD(), timeout=60) as distributed:
+        rounds(model, distributed)
+    assert [group["steps"] for group in optimizer.param_groups] == [3]
+    assert len(optimizer.state) == (4 if rank == 0 else 0)
+
+
+def test_states_that_cannot_travel_are_named(tmp_path: Path):
+    ended = run_ranks(unwritable, 2, tmp_path)
+    assert_fine(ended)
+    line = "offbeat: rank 0 cannot tell the others what its server's optimizer remembers of 0.weig"
+    assert line in ended[0].output
+    assert ended[1].output == ""
 
 
 def memory_of_servers(out: Path) -> None:

@@ -118,7 +118,7 @@ def test_states_that_do_not_fit_are_refused(tmp_path: Path):
             ({"method": "ADPSGD"}, "the state is of method ADPSGD, and this is method AsyncSGD"),
             ({"rank": 3}, "the state is of rank 3, and this is rank 0"),
             ({"world_size": 2}, "the state is of world_size 2, and this is world_size 1"),
-            ({"offbeat": 99}, "the state is of form 99, this version reads up to 1"),
+            ({"offbeat": 99}, "the state is of form 99, this version reads 2"),
             ({"param_groups": []}, "the state is of 0 parameter groups, the optimizer has 1"),
         ):
             with pytest.raises(ValueError, match=text):

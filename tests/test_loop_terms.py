@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from loop_ranks import assert_fine, rank_and_size, run_ranks
+from offbeat.labels import label
 from offbeat.methods import SGD, AsyncSGD, LocalSGD, SyncSGD
 from offbeat.optim import LARS
 from offbeat.runtime.errors import RunError
@@ -108,3 +110,18 @@ def left(out: Path) -> None:
 @pytest.mark.parametrize("size", [1, 2])
 def test_nothing_is_asked_of_ranks_that_have_left(size: int, tmp_path: Path):
     assert_fine(run_ranks(left, size, tmp_path))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Odd(SGD):
+    """Settings whose text, or comparison, is not as plain as that of numbers."""
+
+    names: frozenset[str] = frozenset()
+    weights: torch.Tensor = field(default_factory=lambda: torch.ones(2))
+
+
+def test_the_text_of_settings_is_the_same_in_every_process():
+    assert label(Odd(names=frozenset("dacb"))).startswith("Odd(names={a, b, c, d}")
+    model = nn.Linear(3, 2)
+    with distribute(model, torch.optim.SGD(model.parameters(), lr=0.1), method=Odd(), timeout=60):
+        pass

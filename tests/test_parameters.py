@@ -276,6 +276,20 @@ def test_scale_multiplies_the_base_rate_not_the_last_one():
         assert optimizer.lr == pytest.approx(0.2 * scale)
 
 
+def test_settings_that_change_leave_the_others_as_they_are():
+    factory = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    optimizer = ParameterOptimizer(torch.zeros(2), Layout(("x",), ((2,),)), factory)
+    (group,) = optimizer.inner.param_groups
+    optimizer.scale(0.5)
+    optimizer.retune([{"momentum": 0.8}])
+    assert (group["lr"], group["momentum"]) == (0.05, 0.8)
+    optimizer.scale(1.0)
+    assert group["lr"] == 0.1
+    optimizer.scale(0.5)
+    optimizer.retune([{"lr": 0.2}])
+    assert (group["lr"], group["momentum"]) == (0.1, 0.8)
+
+
 def test_reset_forgets_momentum():
     vector = torch.zeros(26)
     optimizer = ParameterOptimizer(vector, Layout.of(network()), sgd(lr=1.0, momentum=0.9))

@@ -167,7 +167,10 @@ def read_config(path: Path) -> Config:
         return {}
     if not isinstance(content, dict):
         raise ValueError(f"config file {path} holds no options: write lines such as `seed: 1`")
-    return _imported_in(content)
+    try:
+        return _imported_in(content)
+    except RecursionError:
+        raise ValueError(f"config file {path} holds something that holds itself") from None
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> Config:

@@ -20,7 +20,7 @@ def label(value: Any) -> str:
         settings = {
             f.name: getattr(value, f.name)
             for f in dataclasses.fields(value)
-            if f.init and getattr(value, f.name) != _default(f)
+            if f.init and not _is_default(f, getattr(value, f.name))
         }
         return _call(type(value).__name__, settings)
     if isinstance(value, type):
@@ -29,6 +29,9 @@ def label(value: Any) -> str:
         return f"{value:g}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(label, value))}]"
+    if isinstance(value, set | frozenset):
+        # In an order that each process has too.
+        return f"{{{', '.join(sorted(map(label, value)))}}}"
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{key}: {label(held)}' for key, held in value.items())}}}"
     return "null" if value is None else str(value)
@@ -43,6 +46,13 @@ def _call(name: str, settings: Mapping[str, Any]) -> str:
     if not settings:
         return name
     return f"{name}({', '.join(f'{key}={label(held)}' for key, held in settings.items())})"
+
+
+def _is_default(field: dataclasses.Field[Any], value: Any) -> bool:
+    try:
+        return bool(value == _default(field))
+    except (RuntimeError, ValueError):
+        return False  # Arrays are equal in some places.
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -235,12 +235,14 @@ class ParameterOptimizer:
                 group["lr"] = rate * scale
 
     def retune(self, settings: Sequence[Mapping[str, Any]]) -> None:
-        """Take over new hyper-parameters, one mapping per parameter group of the original."""
+        """Take over hyper-parameters that changed, a mapping for each group of the original."""
         for position, group in enumerate(self.inner.param_groups):
             # A server's optimizer may hold only some of the groups.
-            group.update(settings[group.get("original", position)])
-            self._base_rates[position] = group["lr"]
-            group["lr"] *= self._scale
+            changed = settings[group.get("original", position)]
+            group.update(changed)
+            if "lr" in changed:
+                self._base_rates[position] = group["lr"]
+                group["lr"] *= self._scale
 
     @property
     def lr(self) -> float:

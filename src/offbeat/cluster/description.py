@@ -16,6 +16,8 @@ from .links import Access, Backbone, Outage, Site, require_apart
 AllReduce = Literal["ring", "whole-ring", "direct", "tree", "server", "shared"]
 """How `node.all_reduce` passes its messages."""
 ALL_REDUCES: tuple[AllReduce, ...] = get_args(AllReduce)
+MOST_WORKERS = 1_000_000
+"""A cluster keeps something of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,10 @@ class Cluster:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ValueError(f"cluster.workers is {self.workers}; it must be at least 1")
+        if self.workers > MOST_WORKERS:
+            raise ValueError(
+                f"cluster.workers is {self.workers}; it must be at most {MOST_WORKERS:,}"
+            )
         require_seconds("cluster.latency", self.latency)
         require_rate("cluster.bandwidth", self.bandwidth)
         if not self.server_work >= 0 or not np.isfinite(self.server_work):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -147,6 +147,16 @@ _SETTINGS = (int, float, str, tuple, type(None))  # A union of them would take t
 def settings_of(optimizer: Optimizer) -> list[dict[str, Any]]:
     """The hyper-parameters of each parameter group: numbers, tuples of them, switches, names."""
     return [plain(group) for group in optimizer.param_groups]
+
+
+def changed_settings(
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """What of each group's settings is new; the rest, an optimizer may have counted in itself."""
+    return [
+        {key: value for key, value in new.items() if key not in old or old[key] != value}
+        for old, new in zip(before, after, strict=True)
+    ]
 
 
 def plain(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,22 +2,66 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...encoding import EncodingError, decode, encode
 from ...node import Node
+from ..trained import plain
 from .ranks import RankHost
 from .saved import as_bytes, as_tensor
 from .words import Memory
 
-Memories = Mapping[str, Mapping[str, Any]]
-"""An optimizer's state of each parameter, by the parameter's name."""
+
+@dataclass
+class Memories:
+    """Of one or several optimizers that have stepped."""
+
+    states: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    """Of each parameter, by name."""
+    groups: dict[int, dict[str, Any]] = field(default_factory=dict[int, dict[str, Any]])
+    """Settings, and what an optimizer counts among them, of each parameter group of the user's."""
+
+    @classmethod
+    def of(cls, nodes: Iterable[Node]) -> Self:
+        found = cls()
+        for node in nodes:
+            optimizer = node._optimizer
+            if optimizer is None or not optimizer.has_stepped:
+                continue
+            for name, state in optimizer.remembered_by_name().items():
+                # What lies in a node's memory must not be there for ever.
+                found.states[name] = {
+                    key: value.detach().clone() if isinstance(value, Tensor) else value
+                    for key, value in state.items()
+                }
+            for position, group in enumerate(optimizer.inner.param_groups):
+                found.groups[group.get("original", position)] = plain(group)
+        return found
+
+    def add(self, other: Memories) -> None:
+        self.states |= other.states
+        self.groups |= other.groups
+
+    def written(self) -> tuple[bytes, list[str]]:
+        """As bytes; and the parameters whose states cannot be written."""
+        held, left_out = dict[str, Any](), list[str]()
+        for name, state in self.states.items():
+            on_cpu = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in state.items()}
+            try:
+                encode(on_cpu)
+                held[name] = on_cpu
+            except EncodingError:
+                left_out.append(name)
+        return encode((held, self.groups)), left_out
+
+    @classmethod
+    def read(cls, data: bytes) -> Self:
+        return cls(*decode(data))
 
 
 def memories(host: RankHost) -> Memories:
@@ -27,44 +71,51 @@ def memories(host: RankHost) -> Memories:
         RunError: a rank that the method needs is gone, or does not come.
     """
     nodes = host.scheduler.nodes.values()
-    found = _remembered(node for node in nodes if not node.is_server)
+    found = Memories.of(node for node in nodes if not node.is_server)
     if host.scheduler.method.server_count:
-        own = _remembered(node for node in nodes if node.is_server)
-        encoded = encode({})
-        with contextlib.suppress(EncodingError):  # Of an optimizer of the user's: it stays here.
-            encoded = encode(own)
-        host.tell_others(Memory(as_tensor(encoded)))
-        found |= own
+        own = Memories.of(node for node in nodes if node.is_server)
+        data, left_out = own.written()
+        if left_out:
+            print(
+                f"offbeat: rank {host.rank} cannot tell the others what its server's optimizer "
+                f"remembers of {', '.join(left_out)}",
+                flush=True,
+            )
+        host.tell_others(Memory(as_tensor(data)))
+        found.add(own)
         for rank in host.others:
             with host.bearing_loss():
                 said = host.await_word(Memory, rank, f"what rank {rank}'s servers remember")
-                found |= decode(as_bytes(said.states))
+                found.add(Memories.read(as_bytes(said.states)))
     return found
 
 
 def take_over(
-    optimizer: Optimizer, named: Iterable[tuple[str, nn.Parameter]], found: Memories
+    optimizer: Optimizer,
+    named: Iterable[tuple[str, nn.Parameter]],
+    found: Memories,
+    known: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Let the user's optimizer have these states in place of its own, on its own parameters."""
+    """Let the user's optimizer have these states in place of its own, on its own parameters.
+
+    Args:
+        known: settings of its groups as the user had them; what differs was counted inside.
+    """
     for name, parameter in named:
-        if name in found:
+        if name in found.states:
             optimizer.state[parameter] = {
-                key: _on(parameter, value) for key, value in found[name].items()
+                key: _on(parameter, value) for key, value in found.states[name].items()
             }
-
-
-def _remembered(nodes: Iterable[Node]) -> dict[str, Mapping[str, Any]]:
-    found: dict[str, Mapping[str, Any]] = {}
-    for node in nodes:
-        if node._optimizer is not None and node._optimizer.has_stepped:
-            for name, state in node._optimizer.remembered_by_name().items():
-                # What lies in a node's memory must not be there for ever.
-                found[name] = {key: _copied(value) for key, value in state.items()}
-    return found
-
-
-def _copied(value: Any) -> Any:
-    return value.detach().cpu().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+    for position, settings in found.groups.items():
+        group = optimizer.param_groups[position]
+        for key, value in settings.items():
+            # Rates are the user's, whatever the method makes of them.
+            if key == "lr" or key not in group or value == known[position].get(key):
+                continue
+            if isinstance(group[key], Tensor):
+                group[key].fill_(value)
+            else:
+                group[key] = value
 
 
 def _on(parameter: nn.Parameter, value: Any) -> Any:

@@ -26,7 +26,7 @@ from ..gradient_log import GradientLog
 from ..memory import keep_freed_memory
 from ..tasks import Task
 from ..team import Team
-from ..trained import Trained, overwrite, settings_of
+from ..trained import Trained, changed_settings, overwrite, settings_of
 from .consensus import common_model
 from .joining import begin_alike, connected, require_possible
 from .memories import memories, take_over
@@ -219,11 +219,12 @@ class DistributedOptimizer(Optimizer):
             return
         if len(settings) != len(self._settings):
             raise ValueError(_NO_NEW_GROUPS)
+        changed = changed_settings(self._settings, settings)
         self._settings = settings
         self._changes += 1
         if self._log is not None:
-            self._log.retuned(settings)
-        self.host.retune(settings, self._changes - 1)
+            self._log.retuned(changed)
+        self.host.retune(changed, self._changes - 1)
 
     def _next(self) -> None:
         """Wait for the worker's next request and load its snapshot into the module."""
@@ -268,7 +269,7 @@ class DistributedOptimizer(Optimizer):
         """
         self._require_going_on("state_dict()")
         with self._ending_on_error(), self.host.standstill("state_dict()"):
-            return packed(self.host, settings_of(self._user), self._scaled_steps)
+            return packed(self.host, self._settings, settings_of(self._user), self._scaled_steps)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Go on where `state_dict` was called; the module gets the parameters of that moment.
@@ -286,7 +287,7 @@ class DistributedOptimizer(Optimizer):
         with self._ending_on_error(), self.host.standstill("load_state_dict()"):
             self.host.replace(self._new_nodes(), saved)
             # A scheduler may have changed them since the last step before they were saved.
-            self.host.retune(state_dict["param_groups"], self._changes)
+            self.host.retune(state_dict["changed"], self._changes)
         for group, settings in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update(settings)
         self._settings = settings_of(self._user)
@@ -336,7 +337,7 @@ class DistributedOptimizer(Optimizer):
             self.buffer.load(common_model(self.host, "the end"))
             found = memories(self.host)
             self.host.hang_up()
-            take_over(self._user, self._trained.named, found)
+            take_over(self._user, self._trained.named, found, self._settings)
         self._abort()
 
     @contextlib.contextmanager

@@ -329,15 +329,13 @@ class RankHost(Host):
         self.tell_others(Left(self.scheduler.nodes[self.rank].round))
         self.stop()
         with self.lock:
-            for node in self.scheduler.nodes.values():
-                if node.is_server:
-                    self.scheduler.lose(node.rank, self.rank)
-            self._drain()
+            self._part_from_servers()
         began = time.monotonic()
         farewells: set[int] = set()
 
         def all_left() -> bool | None:
             farewells.update(r for r in self.others if self.hear(Farewell, r) is not None)
+            self._part_from_servers()
             bound = any(not task.is_role for task in self.scheduler.waiting())
             if not bound or time.monotonic() - began > PATIENCE:
                 for rank in sorted(farewells):
@@ -354,6 +352,21 @@ class RankHost(Host):
 
         names = f"the {self.size - 1} other ranks" if self.size > 2 else f"rank {1 - self.rank}"
         self.wait(all_left, f"{names} to leave their loops", moment=_MOMENT)
+
+    def _part_from_servers(self) -> None:
+        """Tell the servers here that this rank's worker is gone. Under the lock.
+
+        One that cannot spare it is told when another worker has begun a round with it: if all make
+        equally many, there is none.
+        """
+        scheduler = self.scheduler
+        for node in scheduler.nodes.values():
+            if node.is_server and self.rank not in node.departed:
+                role = next(task for task in scheduler.tasks[node.rank] if task.id == 0)
+                at_rest = role.fresh and not scheduler.mailboxes[node.rank].unread()
+                if scheduler.method.survives_loss or not at_rest:
+                    scheduler.lose(node.rank, self.rank)
+        self._drain()
 
     def hang_up(self) -> None:
         """End when nobody needs this rank any more."""

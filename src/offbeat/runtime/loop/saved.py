@@ -8,15 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..trained import changed_settings
 from .ranks import RankHost
 
-FORMAT = 1
+FORMAT = 2
 
 
 def packed(
-    host: RankHost, settings: Sequence[Mapping[str, Any]], scaled_steps: int
+    host: RankHost,
+    known: Sequence[Mapping[str, Any]],
+    settings: Sequence[Mapping[str, Any]],
+    scaled_steps: int,
 ) -> dict[str, Any]:
-    """Numbers, strings and tensors only, so that `torch.load` needs no trust."""
+    """Numbers, strings and tensors only, so that `torch.load` needs no trust.
+
+    Args:
+        known: settings of the parameter groups that the nodes know of.
+        settings: as they are now.
+    """
     return {
         "offbeat": FORMAT,
         "method": type(host.scheduler.method).__qualname__,
@@ -25,6 +34,7 @@ def packed(
         "scaled_steps": scaled_steps,
         # As every optimizer's: what a scheduler may have changed.
         "param_groups": [dict(group) for group in settings],
+        "changed": changed_settings(known, settings),
         "state": {},
         "nodes": {rank: as_tensor(state) for rank, state in host.capture().items()},
     }
@@ -41,10 +51,8 @@ def unpacked(saved: Mapping[str, Any], host: RankHost, groups: int) -> dict[int,
             "this is no state of a distributed job, but maybe of the optimizer inside; load what "
             "state_dict() of the same optimizer gave"
         )
-    if saved["offbeat"] > FORMAT:
-        raise ValueError(
-            f"the state is of form {saved['offbeat']}, this version reads up to {FORMAT}"
-        )
+    if saved["offbeat"] != FORMAT:
+        raise ValueError(f"the state is of form {saved['offbeat']}, this version reads {FORMAT}")
     for what, here in (
         ("method", type(host.scheduler.method).__qualname__),
         ("world_size", host.size),

@@ -61,7 +61,7 @@ class Copy:
 class Memory:
     """What the optimizers of the sender's servers remember, at the end."""
 
-    states: Tensor  # uint8: encoded, by the parameters' names
+    states: Tensor  # uint8: encoded
 
 
 @message
