@@ -22,7 +22,7 @@ from offbeat import methods
 from offbeat.methods import SGD
 from offbeat.parameters import PiecewiseVector
 from offbeat.runtime.errors import RunError
-from offbeat.runtime.loop import distribute
+from offbeat.runtime.loop import distribute, memories
 from offbeat.runtime.loop import optimizer as loop_optimizer
 from offbeat.suspensions import Gradient
 
@@ -432,6 +432,20 @@ def test_states_that_cannot_travel_are_named(tmp_path: Path):
     line = "offbeat: rank 0 cannot tell the others what its server's optimizer remembers of 0.weig"
     assert line in ended[0].output
     assert ended[1].output == ""
+
+
+def test_memories_travel_in_parts_that_frames_can_hold(monkeypatch):
+    states = {"small": {"sum": torch.ones(2)}, "large": {"sum": torch.ones(1000)}}
+    held = memories.Memories(states=states, groups={0: {"steps": 3}})
+    parts, left_out = held.written()
+    assert (len(parts), left_out) == (3, [])
+    again = memories.Memories()
+    for part in parts:
+        again.add(memories.Memories.read(part))
+    assert torch.equal(again.states["large"]["sum"], torch.ones(1000))
+    assert again.groups == held.groups
+    monkeypatch.setattr(memories, "LONGEST_PART", 2000)
+    assert held.written()[1] == ["large"]
 
 
 def memory_of_servers(out: Path) -> None:

@@ -16,6 +16,9 @@ from .ranks import RankHost
 from .saved import as_bytes, as_tensor
 from .words import Memory
 
+LONGEST_PART = 1 << 31
+"""Bytes; a frame that is much longer is refused."""
+
 
 @dataclass
 class Memories:
@@ -47,21 +50,24 @@ class Memories:
         self.states |= other.states
         self.groups |= other.groups
 
-    def written(self) -> tuple[bytes, list[str]]:
-        """As bytes; and the parameters whose states cannot be written."""
-        held, left_out = dict[str, Any](), list[str]()
+    def written(self) -> tuple[list[bytes], list[str]]:
+        """In parts, one for each parameter; and the parameters whose states cannot be written."""
+        parts, left_out = [encode(({}, self.groups))], list[str]()
         for name, state in self.states.items():
             on_cpu = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in state.items()}
             try:
-                encode(on_cpu)
-                held[name] = on_cpu
+                part = encode(({name: on_cpu}, {}))
             except EncodingError:
+                part = b""
+            if 0 < len(part) <= LONGEST_PART:
+                parts.append(part)
+            else:
                 left_out.append(name)
-        return encode((held, self.groups)), left_out
+        return parts, left_out
 
     @classmethod
-    def read(cls, data: bytes) -> Self:
-        return cls(*decode(data))
+    def read(cls, part: bytes) -> Self:
+        return cls(*decode(part))
 
 
 def memories(host: RankHost) -> Memories:
@@ -74,19 +80,24 @@ def memories(host: RankHost) -> Memories:
     found = Memories.of(node for node in nodes if not node.is_server)
     if host.scheduler.method.server_count:
         own = Memories.of(node for node in nodes if node.is_server)
-        data, left_out = own.written()
+        parts, left_out = own.written()
         if left_out:
             print(
                 f"offbeat: rank {host.rank} cannot tell the others what its server's optimizer "
                 f"remembers of {', '.join(left_out)}",
                 flush=True,
             )
-        host.tell_others(Memory(as_tensor(data)))
+        while parts:
+            part = as_tensor(parts.pop())
+            host.tell_others(Memory(len(parts), part))
         found.add(own)
         for rank in host.others:
             with host.bearing_loss():
-                said = host.await_word(Memory, rank, f"what rank {rank}'s servers remember")
-                found.add(Memories.read(as_bytes(said.states)))
+                to_come = 1
+                while to_come:
+                    said = host.await_word(Memory, rank, f"what rank {rank}'s servers remember")
+                    found.add(Memories.read(as_bytes(said.part)))
+                    to_come = said.to_come
     return found
 
 

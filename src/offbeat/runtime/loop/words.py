@@ -59,9 +59,11 @@ class Copy:
 
 @message
 class Memory:
-    """What the optimizers of the sender's servers remember, at the end."""
+    """What the optimizers of the sender's servers remember, at the end: a part of it."""
 
-    states: Tensor  # uint8: encoded
+    to_come: int
+    """Parts after this one."""
+    part: Tensor  # uint8: encoded
 
 
 @message
