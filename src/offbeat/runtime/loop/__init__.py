@@ -37,9 +37,10 @@ def distribute(
 
     Ranks find each other as torchrun tells them to (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT);
     without these the process is the only one. All begin at rank 0's parameters, frozen ones and
-    buffers too. Servers live on the workers' ranks. After the block the model holds the
-    common parameters; with batch norm call `offbeat.reestimate_statistics(model, batches)` before
-    it is evaluated, for its statistics are still the rank's own.
+    buffers too. Servers live on the workers' ranks. After the block the model holds the common
+    parameters, and the optimizer remembers what was learnt. With batch norm call
+    `offbeat.reestimate_statistics(model, batches)` before the model is evaluated, for its
+    statistics are still the rank's own.
 
     Args:
         model: those of its parameters that require gradients become views of the worker's, or of a
@@ -55,7 +56,7 @@ def distribute(
 
     Raises:
         ValueError: what was passed cannot work.
-        RunError: the ranks' models differ, or the others did not come.
+        RunError: models, methods, optimizers or seeds of ranks differ, or the others did not come.
     """
     folder = None if record is None else Path(record)
     return DistributedOptimizer(
