@@ -167,5 +167,7 @@ def test_output_may_be_closed_full_or_unread():
     full = shell(f"simulate {' '.join(SMALL)} --out full > /dev/full")
     assert (full.returncode, full.stderr) == (1, "offbeat: [Errno 28] No space left on device\n")
     assert Path("full/run.json").exists(), "what was computed is kept"
+    version = shell("--version > /dev/full")
+    assert (version.returncode, version.stderr) == (full.returncode, full.stderr)
     unread = shell("cite ADPSGD | true")
     assert unread.stderr == ""

@@ -414,6 +414,28 @@ def test_what_an_optimizer_counts_in_its_groups_goes_on_inside_and_after(method,
     assert counts == [[12], [12]]
 
 
+def own_settings(out: Path) -> None:
+    """A rank's settings stay its own where the server, on another rank, has other ones."""
+    rank, _ = rank_and_size()
+    torch.manual_seed(0)
+    model = small()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1 * rank)
+    with distribute(model, sgd, method=methods.AsyncSGD(), timeout=60) as optimizer:
+        for step in range(4):
+            model(inputs(step, rank)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            sgd.param_groups[0]["momentum"] = 0.5 + 0.1 * rank
+        before = [{k: v for k, v in group.items() if k != "params"} for group in sgd.param_groups]
+    after = [{k: v for k, v in group.items() if k != "params"} for group in sgd.param_groups]
+    assert after == before
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_settings_after_the_block_are_the_rank_s_own(size: int, tmp_path: Path):
+    assert_fine(run_ranks(own_settings, size, tmp_path))
+
+
 def unwritable(out: Path) -> None:
     """What a server's optimizer remembers but cannot tell stays on its rank, and ends nothing."""
     rank, _ = rank_and_size()

@@ -63,6 +63,8 @@ class ParameterOptimizer:
         if refusal is not None:
             raise ValueError(f"optimizer {type(self.inner).__name__} cannot be used: {refusal}")
         self._base_rates = [group["lr"] for group in self.inner.param_groups]
+        self._given = [_without_params(group) for group in self.inner.param_groups]
+        """Settings of each group as others have set them."""
         self._scale = 1.0
         self.has_stepped = False
         """Or goes on from where one has that was saved."""
@@ -112,6 +114,21 @@ class ParameterOptimizer:
         order = [names[tensor] for tensors in self._groups for tensor in tensors]
         pairs = zip(order, self.remembered(), strict=True)
         return {name: state for name, state in pairs if state is not None}
+
+    def counted(self) -> dict[int, dict[str, Any]]:
+        """Numbers among each group's settings that the optimizer itself has changed.
+
+        By the group's position in the original; rates are not among them.
+        """
+        found: dict[int, dict[str, Any]] = {}
+        for position, group in enumerate(self.inner.param_groups):
+            given = self._given[position]
+            found[group.get("original", position)] = {
+                key: value
+                for key, value in _without_params(group).items()
+                if key != "lr" and isinstance(value, int | float) and value != given.get(key)
+            }
+        return found
 
     def remember(self, states: Sequence[dict[str, Any] | None]) -> None:
         """Forget what it has, and go on from what was `remembered` of whole tensors.
@@ -240,6 +257,7 @@ class ParameterOptimizer:
             # A server's optimizer may hold only some of the groups.
             changed = settings[group.get("original", position)]
             group.update(changed)
+            self._given[position].update(changed)
             if "lr" in changed:
                 self._base_rates[position] = group["lr"]
                 group["lr"] *= self._scale
@@ -266,6 +284,10 @@ class OuterOptimizer:
         """One step along `gradient`; returns the vector after it."""
         self._optimizer.step(gradient)
         return self.parameters
+
+
+def _without_params(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key != "params"}
 
 
 def _may_join(optimizer: Optimizer) -> bool:

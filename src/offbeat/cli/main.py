@@ -86,11 +86,22 @@ def _ended_by_interrupts() -> Generator[None]:
 
 
 def _dispatch(arguments: Sequence[str], importing: AbstractContextManager[None]) -> int:
+    try:
+        return _carried_out(arguments, importing)
+    except OSError as error:
+        # A disk is full, or whoever read the output has gone, which needs no words.
+        if not isinstance(error, BrokenPipeError):
+            print(f"offbeat: {error}", file=sys.stderr, flush=True)
+        _drop_output()
+        return 1
+
+
+def _carried_out(arguments: Sequence[str], importing: AbstractContextManager[None]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage())
+        print(_usage(), flush=True)
         return 0
     if arguments[0] == "--version":
-        print(f"offbeat {__version__}")
+        print(f"offbeat {__version__}", flush=True)
         return 0
     name, *options = arguments
     with importing:
@@ -106,12 +117,6 @@ def _dispatch(arguments: Sequence[str], importing: AbstractContextManager[None])
     except UsageError as error:
         print(f"offbeat: {one_line(error)}", file=sys.stderr, flush=True)
         return 2
-    except OSError as error:
-        # A disk is full, or whoever read the output has gone, which needs no words.
-        if not isinstance(error, BrokenPipeError):
-            print(f"offbeat: {one_line(error)}", file=sys.stderr, flush=True)
-        _drop_output()
-        return 1
 
 
 def _drop_output() -> None:

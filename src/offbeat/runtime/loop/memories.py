@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 
 from ...encoding import EncodingError, decode, encode
 from ...node import Node
-from ..trained import plain
 from .ranks import RankHost
 from .saved import as_bytes, as_tensor
 from .words import Memory
@@ -27,7 +26,7 @@ class Memories:
     states: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     """Of each parameter, by name."""
     groups: dict[int, dict[str, Any]] = field(default_factory=dict[int, dict[str, Any]])
-    """Settings, and what an optimizer counts among them, of each parameter group of the user's."""
+    """What an optimizer counts among the settings of each parameter group of the user's."""
 
     @classmethod
     def of(cls, nodes: Iterable[Node]) -> Self:
@@ -42,8 +41,7 @@ class Memories:
                     key: value.detach().clone() if isinstance(value, Tensor) else value
                     for key, value in state.items()
                 }
-            for position, group in enumerate(optimizer.inner.param_groups):
-                found.groups[group.get("original", position)] = plain(group)
+            found.groups |= optimizer.counted()
         return found
 
     def add(self, other: Memories) -> None:
@@ -102,31 +100,16 @@ def memories(host: RankHost) -> Memories:
 
 
 def take_over(
-    optimizer: Optimizer,
-    named: Iterable[tuple[str, nn.Parameter]],
-    found: Memories,
-    known: Sequence[Mapping[str, Any]],
+    optimizer: Optimizer, named: Iterable[tuple[str, nn.Parameter]], found: Memories
 ) -> None:
-    """Let the user's optimizer have these states in place of its own, on its own parameters.
-
-    Args:
-        known: settings of its groups as the user had them; what differs was counted inside.
-    """
+    """Let the user's optimizer have these states in place of its own, on its own parameters."""
     for name, parameter in named:
         if name in found.states:
             optimizer.state[parameter] = {
                 key: _on(parameter, value) for key, value in found.states[name].items()
             }
-    for position, settings in found.groups.items():
-        group = optimizer.param_groups[position]
-        for key, value in settings.items():
-            # Rates are the user's, whatever the method makes of them.
-            if key == "lr" or key not in group or value == known[position].get(key):
-                continue
-            if isinstance(group[key], Tensor):
-                group[key].fill_(value)
-            else:
-                group[key] = value
+    for position, counted in found.groups.items():
+        optimizer.param_groups[position].update(counted)
 
 
 def _on(parameter: nn.Parameter, value: Any) -> Any:

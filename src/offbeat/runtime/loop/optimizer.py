@@ -284,12 +284,12 @@ class DistributedOptimizer(Optimizer):
         if self._log is not None:
             raise ValueError("a recorded job cannot be resumed; leave record out")
         saved = unpacked(state_dict, self.host, len(self.param_groups))
+        for group, settings in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            group.update(settings)
         with self._ending_on_error(), self.host.standstill("load_state_dict()"):
             self.host.replace(self._new_nodes(), saved)
             # A scheduler may have changed them since the last step before they were saved.
             self.host.retune(state_dict["changed"], self._changes)
-        for group, settings in zip(self.param_groups, state_dict["param_groups"], strict=True):
-            group.update(settings)
         self._settings = settings_of(self._user)
         self._scaled_steps = state_dict["scaled_steps"]
         self._go()
@@ -337,7 +337,7 @@ class DistributedOptimizer(Optimizer):
             self.buffer.load(common_model(self.host, "the end"))
             found = memories(self.host)
             self.host.hang_up()
-            take_over(self._user, self._trained.named, found, self._settings)
+            take_over(self._user, self._trained.named, found)
         self._abort()
 
     @contextlib.contextmanager
