@@ -113,6 +113,22 @@ def test_uneven_loaders_hang_nobody_and_servers_live_on_the_ranks(tmp_path: Path
             assert "rank 1 is gone; rank 0 awaited" in left
 
 
+WITH_SERVERS = {name: method for name, method in OF_THE_LOOP.items() if method().server_count}
+
+
+def test_servers_go_on_on_a_rank_that_has_left_and_learn_who_leaves_after_it(tmp_path: Path):
+    runs = {
+        f"{name} {steps}": {"method": name, "steps": steps, "record": True}
+        for name in WITH_SERVERS
+        for steps in ([3, 9, 6], [6, 3, 9], [9, 6, 3])
+    }
+    began = time.monotonic()
+    assert_fine(run_job(tmp_path, 3, runs))
+    assert time.monotonic() - began < 60, "nobody waited in vain"
+    for run, settings in runs.items():
+        assert_common(tmp_path / run, METHODS[settings["method"]](), 3)
+
+
 INCREMENTS = 6
 """Runs in which averagings are under way when a rank leaves."""
 
@@ -375,6 +391,17 @@ def test_a_step_after_the_block_is_an_error(monkeypatch: pytest.MonkeyPatch):
         optimizer.step()
     with pytest.raises(RunError, match="after the with block"):
         optimizer.step()
+
+
+def test_a_failure_after_the_last_step_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    model = nn.Linear(4, 1)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    with (
+        pytest.raises(RunError, match=r"^a role broke$"),
+        distribute(model, sgd, method=SGD()) as optimizer,
+    ):
+        optimizer.host.fail(RunError("a role broke"))
 
 
 def test_a_rank_that_has_left_counts_in_the_rounds_that_it_took_part_in():

@@ -327,11 +327,12 @@ class DistributedOptimizer(Optimizer):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is not None or self.host.failure is not None:
+        if error is not None or self._ended:
             self._abort()
             return
         with self._ending_on_error():
             self._ended = True
+            self.host.require_alive()
             self.host.leave_loop()
             self.host.settle("the end")
             self.buffer.load(common_model(self.host, "the end"))

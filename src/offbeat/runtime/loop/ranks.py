@@ -63,6 +63,8 @@ class RankHost(Host):
         self.over = False
         """This rank's loop is over: no gradient comes from it."""
         self._pauses = 0
+        self._parting: set[tuple[int, int]] = set()
+        """Servers here, and ranks whose workers have left, which these are still to be told."""
         self._round: Round | None = None
         self._user = threading.current_thread()
         """In which the loop runs; the main one may end before."""
@@ -184,8 +186,43 @@ class RankHost(Host):
                 node.departed.add(rank)
                 self.noticed(node, rank)
             self.tell(rank, Farewell(0))
+        elif isinstance(word, Left):
+            self._part(rank)
+            self._drain()
         elif isinstance(word, Answered) and not self.over:
-            self.retire(rank)
+            for node in self.scheduler.nodes.values():
+                if not node.is_server:
+                    self.scheduler.lose(node.rank, rank)
+            self._part(rank)
+            self._drain()
+
+    def _part(self, rank: int) -> None:
+        """A rank's worker has left, and asks nothing more of the servers here."""
+        nodes = self.scheduler.nodes.values()
+        self._parting |= {(node.rank, rank) for node in nodes if node.is_server}
+
+    def _drain(self) -> None:
+        super()._drain()
+        if self._parting and self._tell_servers():
+            super()._drain()
+
+    def _tell_servers(self) -> bool:
+        """Tell the servers here who has left; whether any was told. Under the lock.
+
+        One that cannot spare a worker is told when another one has begun a round with it: if all
+        make equally many rounds, there is none.
+        """
+        scheduler, told = self.scheduler, set[tuple[int, int]]()
+        for server, rank in self._parting:
+            role = next((task for task in scheduler.tasks[server] if task.id == 0), None)
+            fresh = role is not None and role.fresh
+            at_rest = fresh and not scheduler.mailboxes[server].unread()
+            if scheduler.method.survives_loss or not at_rest:
+                told.add((server, rank))
+        self._parting -= told
+        for server, rank in sorted(told):
+            scheduler.lose(server, rank)
+        return bool(told)
 
     # A step that is skipped
 
@@ -329,13 +366,14 @@ class RankHost(Host):
         self.tell_others(Left(self.scheduler.nodes[self.rank].round))
         self.stop()
         with self.lock:
-            self._part_from_servers()
+            for rank in (self.rank, *filter(self.has_left, self.others)):
+                self._part(rank)
+            self._drain()
         began = time.monotonic()
         farewells: set[int] = set()
 
         def all_left() -> bool | None:
             farewells.update(r for r in self.others if self.hear(Farewell, r) is not None)
-            self._part_from_servers()
             bound = any(not task.is_role for task in self.scheduler.waiting())
             if not bound or time.monotonic() - began > PATIENCE:
                 for rank in sorted(farewells):
@@ -352,21 +390,6 @@ class RankHost(Host):
 
         names = f"the {self.size - 1} other ranks" if self.size > 2 else f"rank {1 - self.rank}"
         self.wait(all_left, f"{names} to leave their loops", moment=_MOMENT)
-
-    def _part_from_servers(self) -> None:
-        """Tell the servers here that this rank's worker is gone. Under the lock.
-
-        One that cannot spare it is told when another worker has begun a round with it: if all make
-        equally many, there is none.
-        """
-        scheduler = self.scheduler
-        for node in scheduler.nodes.values():
-            if node.is_server and self.rank not in node.departed:
-                role = next(task for task in scheduler.tasks[node.rank] if task.id == 0)
-                at_rest = role.fresh and not scheduler.mailboxes[node.rank].unread()
-                if scheduler.method.survives_loss or not at_rest:
-                    scheduler.lose(node.rank, self.rank)
-        self._drain()
 
     def hang_up(self) -> None:
         """End when nobody needs this rank any more."""
