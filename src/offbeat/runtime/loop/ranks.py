@@ -65,6 +65,8 @@ class RankHost(Host):
         self._pauses = 0
         self._parting: set[tuple[int, int]] = set()
         """Servers here, and ranks whose workers have left, which these are still to be told."""
+        self._early_words: list[tuple[int, Any]] = []
+        """Heard before the roles here began, who cannot have been told."""
         self._round: Round | None = None
         self._user = threading.current_thread()
         """In which the loop runs; the main one may end before."""
@@ -99,6 +101,13 @@ class RankHost(Host):
         """Raise RunError if this host has failed."""
         if self.failure is not None:
             raise RunError(str(self.failure)) from self.failure
+
+    def begin(self, began: int) -> None:
+        with self.lock:
+            super().begin(began)
+            early, self._early_words = self._early_words, []
+            for rank, word in early:
+                self._on_word_of(rank, word)
 
     # Words
 
@@ -177,7 +186,9 @@ class RankHost(Host):
 
     def _on_word_of(self, rank: int, word: Any) -> None:
         """Under the lock, in the transport's thread."""
-        if isinstance(word, Left) and not self.over:
+        if not self._running:
+            self._early_words.append((rank, word))
+        elif isinstance(word, Left) and not self.over:
             # Nobody here asks anything of it from now on; what it was asked before is still
             # answered, so whoever awaits that goes on awaiting it.
             for node in self.scheduler.nodes.values():
