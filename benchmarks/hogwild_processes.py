@@ -34,7 +34,7 @@ from torch import Tensor, nn
 import offbeat
 from offbeat.methods import Hogwild
 from offbeat.problems import Data, Problem, Split
-from offbeat.runtime.spawning import server_of_forks
+from offbeat.runtime.forks import server_of_forks
 
 BATCH = 64
 RATE, MOMENTUM = 0.01, 0.5

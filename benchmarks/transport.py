@@ -23,7 +23,7 @@ import torch
 from common import options
 from torch import Tensor
 
-from offbeat.runtime.spawning import server_of_forks
+from offbeat.runtime.forks import server_of_forks
 from offbeat.runtime.transport import Transport
 
 SIZES = (64, 100_000, 25_000_000, 100_000_000)

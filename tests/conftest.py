@@ -20,8 +20,8 @@ import pytest
 from offbeat.experiment import Budget
 from offbeat.method import Method
 from offbeat.node import Node
+from offbeat.runtime.forks import server_of_forks
 from offbeat.runtime.simulated import Simulation
-from offbeat.runtime.spawning import server_of_forks
 from offbeat.testing import small_experiment
 
 # The same examples at every run, however slow the machine is.

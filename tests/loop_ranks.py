@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from offbeat.runtime.errors import RunError
-from offbeat.runtime.spawning import server_of_forks
+from offbeat.runtime.forks import server_of_forks
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 

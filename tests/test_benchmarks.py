@@ -23,7 +23,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 import offbeat
 from offbeat.methods import DPSGD, SGD
 from offbeat.runs import Metrics, Run
-from offbeat.runtime.spawning import server_of_forks
+from offbeat.runtime.forks import server_of_forks
 from offbeat.testing import simulated, small_experiment
 from offbeat.testing.remains import adopt_orphans
 from offbeat.trace import Trace

@@ -21,11 +21,11 @@ from offbeat.experiment import Budget, Experiment
 from offbeat.methods import SGD, Hogwild
 from offbeat.problems import Digits
 from offbeat.runtime.compute import SerialEvaluator
+from offbeat.runtime.forks import server_of_forks
 from offbeat.runtime.host import Host
 from offbeat.runtime.replay import replay_run
 from offbeat.runtime.shared import CommonParameters, MappedParameters
 from offbeat.runtime.simulated import Simulation
-from offbeat.runtime.spawning import server_of_forks
 from offbeat.runtime.world import World
 from offbeat.schedule import Constant
 from offbeat.testing import Quadratic, simulated, small_experiment

@@ -16,12 +16,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from offbeat.runtime.forks import server_of_forks
 from offbeat.runtime.framing import FrameError, Kind
 from offbeat.runtime.mappings import PUT_OFF, SLOT_LIMIT, Mappings
 from offbeat.runtime.peer import SMALL, Peer
 from offbeat.runtime.reactor import Reactor
 from offbeat.runtime.slots import SEALS, SHARED_FROM, SMALLEST, Pool, slot_size
-from offbeat.runtime.spawning import server_of_forks
 from offbeat.runtime.stitching import PAGE
 from offbeat.runtime.transport import Transport
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from offbeat.runtime import tickets as module
-from offbeat.runtime.spawning import server_of_forks
+from offbeat.runtime.forks import server_of_forks
 from offbeat.runtime.tickets import Tickets
 
 PATIENCE = 60.0

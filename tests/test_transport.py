@@ -16,10 +16,10 @@ import torch
 
 from offbeat.runtime import acceptor, handshake, liveness, peer
 from offbeat.runtime.addresses import socket_address
+from offbeat.runtime.forks import server_of_forks
 from offbeat.runtime.framing import HEADER, MAGIC, VERSION, Kind, header
 from offbeat.runtime.handshake import dial
 from offbeat.runtime.payload import compose
-from offbeat.runtime.spawning import server_of_forks
 from offbeat.runtime.transport import Transport
 
 SECRET = b"the run's secret"

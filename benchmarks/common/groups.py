@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from offbeat.runtime.spawning import server_of_forks
+from offbeat.runtime.forks import server_of_forks
 
 _PR_SET_PDEATHSIG = 1  # Of <linux/prctl.h>.
 START_TIMEOUT = 120.0

@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from offbeat.method import Method
-from offbeat.runtime.spawning import server_of_forks
+from offbeat.runtime.forks import server_of_forks
 
 from . import ours
 from .groups import START_TIMEOUT, Step, die_with_parent, send_signal, timed

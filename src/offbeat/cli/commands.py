@@ -22,13 +22,14 @@ from ..api import simulate_experiment
 from ..config import DEFAULTS, build, experiment_parser, parse, resolved
 from ..experiment import Experiment
 from ..runs import Metrics, load_parameters
+from ..runtime.forks import fork_server_of_forks
 from ..runtime.world import Progress, World
 from ..stepping import ParameterOptimizer
 from . import machines, resuming
 from .coordinating import Execute, Keeping
 from .errors import UsageError, explain, one_line
 from .joining import Elsewhere
-from .main import INTERRUPTED
+from .main import ALONE, INTERRUPTED
 from .output import print_summary, run_progress, write_line
 from .parsers import HelpFormatter, command_parser
 
@@ -52,6 +53,8 @@ def run(options: Sequence[str]) -> int:
     if parsed.checkpoint is not None and not parsed.checkpoint > 0:
         raise UsageError(f"--checkpoint is {parsed.checkpoint:g} seconds; it must be positive")
     keeping = Keeping(every=parsed.checkpoint, resume=resumed.checkpoint)
+    if ALONE and machines.starts_processes(parsed):
+        fork_server_of_forks(experiment.device, experiment.problem.imports)
     try:
         with machines.machines(parsed, experiment, options, keeping) as execute:
             return _carry_out("run", parsed, experiment, execute, resumed.notes)

@@ -57,6 +57,11 @@ def add_options(parser: ArgumentParser) -> None:
     )
 
 
+def starts_processes(parsed: Namespace) -> bool:
+    """Whether this process starts others of the run itself."""
+    return parsed.nodes is None and not torchrun.present()
+
+
 @contextmanager
 def machines(
     parsed: Namespace, experiment: Experiment, options: Sequence[str], keeping: Keeping

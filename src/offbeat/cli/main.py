@@ -15,8 +15,11 @@ from contextlib import AbstractContextManager
 from types import FrameType
 
 from .. import __version__
+from ..cores import threads_here
 
 INTERRUPTED = 130
+ALONE = threads_here() == 1
+"""Whether nobody had begun a thread in this process before it imported torch."""
 _LINE = "offbeat: interrupted"
 
 # Each command is a function of that name in the module named first, imported when it is called:

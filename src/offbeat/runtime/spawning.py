@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import pickle
 import secrets
@@ -13,46 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
-from multiprocessing import forkserver, resource_tracker
-from multiprocessing.context import ForkServerContext
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from ..experiment import Experiment
 from .assignment import Assignment
-
-PRELOADED = ("offbeat.runtime.child_process", "offbeat.methods")
-"""Imported once, before the processes are forked: what takes each of them seconds otherwise."""
-_SAFE_PATH = "PYTHONSAFEPATH"
-_FOR_SERVER = "offbeat"
-"""Its value if only the server of forks has it, and whoever it forks is to lose it."""
-
-
-def server_of_forks(imports: Iterable[str] = ()) -> ForkServerContext:
-    """Starts processes that are forked from one which has imported torch, and not from this one.
-
-    Args:
-        imports: modules that it is to import as well. It runs until this process ends, so what
-            later calls add is imported by each of their processes.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOADED, *sorted(set(imports))])
-    # Interrupts are for whoever started it to handle; it inherits that they are blocked. The
-    # tracker comes first, for its own start unblocks them.
-    resource_tracker.ensure_running()
-    masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    safe = os.environ.get(_SAFE_PATH)
-    # Python would look for modules in the current folder first, where the user's own may be.
-    os.environ[_SAFE_PATH] = safe or _FOR_SERVER
-    try:
-        forkserver.ensure_running()
-    finally:
-        if safe is None:
-            del os.environ[_SAFE_PATH]
-        else:
-            os.environ[_SAFE_PATH] = safe
-        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
-    return context
+from .forks import forget_server, server_of_forks
 
 
 def socket_names() -> str:
@@ -72,8 +37,7 @@ class _Started:
 
 
 def _main(assignment: Assignment, lifeline: Any) -> None:
-    if os.environ.get(_SAFE_PATH) == _FOR_SERVER:
-        del os.environ[_SAFE_PATH]
+    forget_server()
     # Imported in the server of forks; here nobody needs it, nor the second that it takes.
     from .child_process import main
 
