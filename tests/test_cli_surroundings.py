@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from offbeat.cli import commands, main
-from offbeat.cli.commands import claimed
+from offbeat.cli.commands import claimed, output_directory
 from offbeat.cli.errors import UsageError
 from offbeat.runtime import torchrun
 from offbeat.runtime.torchrun import VARIABLES
@@ -103,6 +105,22 @@ def test_a_run_claims_its_directory_for_as_long_as_it_goes_on(monkeypatch):
     assert tried == [Path("out")]
     with claimed(Path("out")):
         pass
+
+
+def test_runs_of_one_second_get_directories_of_their_own():
+    together = threading.Barrier(8)
+
+    def begun(_: int) -> Path:
+        together.wait(10)
+        with output_directory(None, "SGD") as directory:
+            together.wait(10)
+            return directory
+
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            directories = list(pool.map(begun, range(8)))
+            assert len(set(directories)) == 8
+            assert all(directory.parent == Path("runs") for directory in directories)
 
 
 # Paths and devices

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import itertools
 import json
 import os
 import shlex
 import tempfile
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -116,23 +117,21 @@ def checked(experiment: Experiment) -> World:
 @contextmanager
 def output_directory(out: str | None, name: str) -> Generator[Path]:
     """Make the directory that results go to; bad input found later leaves nothing of it."""
-    if out is None:
-        first = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
-        directory, k = first, 2
-        while directory.exists():
-            directory, k = first.with_name(f"{first.name}-{k}"), k + 1
-    else:
-        directory = Path(out)
+    wanted = Path("runs") if out is None else Path(out)
     try:
-        if directory.is_dir() and any(directory.iterdir()):
-            raise UsageError(f"--out {directory} is not empty; choose another directory")
-        made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
-        directory.mkdir(parents=True, exist_ok=True)
+        if out is not None and wanted.is_dir() and any(wanted.iterdir()):
+            raise UsageError(f"--out {wanted} is not empty; choose another directory")
+        made = [folder for folder in (wanted, *wanted.parents) if not folder.exists()]
+        wanted.mkdir(parents=True, exist_ok=True)
+        directory = wanted
+        if out is None:
+            directory = _directory_of_its_own(wanted, name)
+            made = [directory, *made]
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
         reason = error.strerror or error
-        raise UsageError(f"cannot write to --out {directory}: {reason}") from error
+        raise UsageError(f"cannot write to --out {wanted}: {reason}") from error
     try:
         yield directory
     except BaseException as error:
@@ -142,6 +141,17 @@ def output_directory(out: str | None, name: str) -> Generator[Path]:
         if not isinstance(error, ValueError):
             raise
         raise UsageError(one_line(error)) from error
+
+
+def _directory_of_its_own(where: Path, name: str) -> Path:
+    """Made now, for others may begin in the same second."""
+    for k in itertools.count(1):
+        counted = f"-{k}" if k > 1 else ""
+        directory = where / f"{datetime.now():%Y%m%d-%H%M%S}-{name}{counted}"
+        with suppress(FileExistsError):
+            directory.mkdir()
+            return directory
+    raise AssertionError("there is always another number")
 
 
 @contextmanager
