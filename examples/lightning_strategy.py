@@ -72,6 +72,7 @@ def main() -> None:
 
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     torch.set_num_threads(1)  # ranks share this machine's cores
+    torch.manual_seed(0)  # the same result each time
     data = offbeat.problems.Digits().data()
     mine = TensorDataset(data.train.inputs[rank::size], data.train.targets[rank::size])
     loader = DataLoader(mine, batch_size=16, shuffle=True, drop_last=True)

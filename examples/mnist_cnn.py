@@ -25,6 +25,7 @@ options = parser.parse_args()
 
 rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 torch.set_num_threads(1)  # ranks share this machine's cores
+torch.manual_seed(0)  # the same result each time
 try:
     mnist = offbeat.problems.MNIST(data_dir=options.data_dir, limit=options.limit).data()
 except offbeat.problems.DataError as error:

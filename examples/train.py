@@ -13,6 +13,7 @@ import offbeat
 from offbeat.methods import StochasticGradientPush
 
 torch.set_num_threads(1)  # ranks share this machine's cores
+torch.manual_seed(0)  # the same result each time
 rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 data = offbeat.problems.Digits().data()
 mine = torch.utils.data.TensorDataset(data.train.inputs[rank::size], data.train.targets[rank::size])

@@ -28,6 +28,7 @@ options = parser.parse_args()
 
 rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 torch.set_num_threads(1)  # ranks share this machine's cores
+torch.manual_seed(0)  # the same result each time
 if not options.text.is_file():
     sys.exit(f"transformer.py: there is no file {options.text}; name a text by --text")
 text = options.text.read_text(encoding="utf-8")
