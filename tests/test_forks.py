@@ -6,8 +6,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 SERVED = """
 import os
 from offbeat.runtime.forks import server_of_forks
@@ -24,32 +22,47 @@ import os, sys, threading
 import torch
 from offbeat.runtime import forks
 
+def begun(what, device="cpu"):
+    forks.fork_server_of_forks(device)
+    pid = forks.forkserver._forkserver._forkserver_pid
+    print(what, pid is not None, flush=True)
+
 def say():
     files = [os.readlink(f"/proc/self/fd/{fd}") for fd in range(3, 64)
              if os.path.exists(f"/proc/self/fd/{fd}")]
     print(hasattr(forks, "marked"), any("kept" in name for name in files),
           torch.ones(1000, 1000).sum().item(), os.getppid())
 
-def begin(what):
-    if what == "a thread":
-        threading.Thread(target=threading.Event().wait, daemon=True).start()
-    elif what == "arithmetic":
+if __name__ == "__main__":
+    begun("a GPU", "cuda")
+    ended = threading.Event()
+    thread = threading.Thread(target=ended.wait)
+    thread.start()
+    begun("a thread")
+    ended.set()
+    thread.join()
+    if "arithmetic" in sys.argv:
         torch.set_num_threads(2)
         torch.ones(1000, 1000).sum()
+        begun("arithmetic")
+        sys.exit()
     forks.marked = True
-    forks.fork_server_of_forks("cuda" if what == "a GPU" else "cpu")
-    torch.ones(1000, 1000).sum()
-    process = forks.server_of_forks().Process(target=say)
-    process.start()
-    process.join()
-
-if __name__ == "__main__":
-    print("buffered")
-    with open(sys.argv[2], "w"):
-        begin(sys.argv[1])
+    sys.stdout.write("buffered ")
+    with open("kept", "w"):
+        begun("nothing")
+        # The server has no thread of this one's pool, and does not await any.
+        torch.set_num_threads(2)
+        torch.ones(1000, 1000).sum()
+        process = forks.server_of_forks().Process(target=say)
+        process.start()
+        process.join()
     print(os.getpid(), flush=True)
     os.kill(os.getpid(), 9)
 """
+
+
+CHANGING = ("PYTHONSAFEPATH", "PYTHONUNBUFFERED")
+"""Variables that whoever runs the tests may have set."""
 
 
 def run_script(folder: Path, text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -59,7 +72,7 @@ def run_script(folder: Path, text: str, *arguments: str) -> subprocess.Completed
     return subprocess.run(
         [sys.executable, script, *arguments],
         cwd=folder,
-        env={k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"},
+        env={k: v for k, v in os.environ.items() if k not in CHANGING},
         capture_output=True,
         text=True,
         timeout=60,
@@ -73,22 +86,26 @@ def test_modules_of_the_current_folder_are_not_taken_for_python_s(tmp_path: Path
     assert ended.stdout == "forked\n0 None\n"
 
 
-@pytest.mark.parametrize("what", ["nothing", "a GPU", "a thread", "arithmetic"])
 def test_the_server_is_a_fork_of_who_imported_everything_and_has_begun_nothing(
-    tmp_path: Path, what: str
+    tmp_path: Path,
 ) -> None:
-    ended = run_script(tmp_path, FORKED, what, str(tmp_path / "kept"))
+    ended = run_script(tmp_path, FORKED)
     assert ended.stderr == ""
-    buffered, said, pid = ended.stdout.splitlines()
+    *begun, said, pid = ended.stdout.splitlines()
+    assert begun == ["a GPU False", "a thread False", "buffered nothing True"]
     forked, kept, total, server = said.split()
-    assert buffered == "buffered"
-    assert forked == str(what == "nothing")
-    assert (kept, total) == ("False", "1000000.0")
+    assert (forked, kept, total) == ("True", "False", "1000000.0")
     assert server != pid
     deadline = time.monotonic() + 10
     while Path(f"/proc/{server}").exists():
         assert time.monotonic() < deadline, "the server outlives who forked it"
         time.sleep(0.01)
+
+
+def test_who_has_a_pool_of_threads_is_not_forked(tmp_path: Path) -> None:
+    ended = run_script(tmp_path, FORKED, "arithmetic")
+    assert ended.stderr == ""
+    assert ended.stdout.splitlines()[-1] == "arithmetic False"
 
 
 PROBLEM = """
