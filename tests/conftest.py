@@ -5,6 +5,7 @@ import os
 # Tests run side by side, and threads of torch and NumPy that wait for each other keep a core busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import functools
 import http.server
 import importlib
 import threading
@@ -17,6 +18,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+from offbeat.cli import methods
 from offbeat.experiment import Budget
 from offbeat.method import Method
 from offbeat.node import Node
@@ -42,6 +44,14 @@ IMPORTED = (
 @pytest.fixture(scope="session", autouse=True)
 def forks():
     server_of_forks(IMPORTED)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def each_method_is_measured_once():
+    """`offbeat methods` simulates every method anew, for the same numbers each time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(methods, "models_sent", functools.cache(methods.models_sent))
+        yield
 
 
 @dataclass(frozen=True, kw_only=True)
