@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import shlex
 import shutil
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from offbeat.cli import main
+from offbeat.cli import main, nodes_file
 from offbeat.cluster import Fault
 from offbeat.experiment import Experiment
 from offbeat.methods import ADPSGD, METHODS
@@ -268,6 +269,63 @@ def test_a_file_of_machines_starts_them_all(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("rsh", "line"),
+    [
+        ("'unclosed", '--rsh is "\'unclosed", which a shell cannot read: No closing quotation'),
+        ("", "--rsh is empty; name a command such as ssh"),
+    ],
+)
+def test_a_remote_shell_that_makes_no_sense_is_named(
+    rsh, line, tmp_path: Path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("machines").write_text("localhost slots=3\n")
+    assert main(["run", "--method", "AsyncSGD", *SMALL, "--nodes", "machines", "--rsh", rsh]) == 2
+    assert capsys.readouterr().err == f"offbeat: {line}\n"
+
+
+def test_a_remote_shell_that_ends_at_once_is_named(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("machines").write_text("localhost slots=3\n")
+    start = subprocess.Popen
+
+    def start_and_see_end(*arguments, **named):
+        process = start(*arguments, **named)
+        process.wait()
+        return process
+
+    monkeypatch.setattr(nodes_file.subprocess, "Popen", start_and_see_end)
+    assert (
+        main(["run", "--method", "AsyncSGD", *SMALL, "--nodes", "machines", "--rsh", "false"]) == 1
+    )
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "offbeat: false (--rsh) has ended with exit code 1, and started nothing on localhost"
+    )
+
+
+def test_who_takes_part_never_coordinates(tmp_path: Path, monkeypatch, capsys):
+    """Whom `--nodes` starts may come when the run is over, and find the address free."""
+    monkeypatch.chdir(tmp_path)
+    Path("machines").write_text("localhost slots=3\n")
+    Path("shell").write_text('#!/bin/sh\nread secret\necho "$2" > started\n')
+    Path("shell").chmod(0o755)
+    options = ["run", "--method", "AsyncSGD", *SMALL, "--patience", "0.5"]
+    assert main([*options, "--nodes", "machines", "--rsh", "./shell", "--out", "out"]) == 1
+    Path("secret").write_text(SECRET)
+    Path("secret").chmod(0o600)
+    started = shlex.split(Path("started").read_text())
+    started = started[started.index("run") : started.index("--secret")]
+    capsys.readouterr()
+    assert main([*started, "--secret", "secret"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("offbeat: cannot join the run: ")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("machines", "out", "secret", "shell", "started"),
+    }
+
+
+@pytest.mark.parametrize(
     ("options", "text"),
     [
         (["--join", "here"], "--join is 'here'; it must be HOST:PORT, such as 10.0.0.1:29400"),
@@ -276,6 +334,7 @@ def test_a_file_of_machines_starts_them_all(tmp_path: Path):
         (["--slots", "2"], "--slots goes with --join HOST:PORT; without it the run stays here"),
         (["--nodes", "nowhere"], "cannot read --nodes nowhere"),
         (["--join", "127.0.0.1:1", "--secret", "nowhere"], "cannot read --secret nowhere"),
+        (["--take-part"], "--take-part goes with --join HOST:PORT, where the run is coordinated"),
         (["--tls", "here"], "--tls goes with --join HOST:PORT; without it the run stays here"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Cores: how many there are, and how many threads this process has for them."""
+"""Cores: how many there are, and what this process has: threads, open files."""
 
 import os
 
@@ -12,7 +12,16 @@ def cores_here() -> int:
 
 def threads_here() -> int:
     """Of all kinds, Python's or not, in this process; 0 where the system does not say it."""
+    return _entries("/proc/self/task")
+
+
+def files_here() -> int:
+    """Descriptors that are open in this process; 0 where the system does not say it."""
+    return _entries("/proc/self/fd")
+
+
+def _entries(folder: str) -> int:
     try:
-        return len(os.listdir("/proc/self/task"))
+        return len(os.listdir(folder))
     except OSError:
         return 0

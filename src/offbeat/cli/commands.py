@@ -10,7 +10,7 @@ import os
 import shlex
 import tempfile
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from ..api import simulate_experiment
 from ..config import DEFAULTS, build, experiment_parser, parse, resolved
 from ..experiment import Experiment
 from ..runs import Metrics, load_parameters
+from ..runtime.errors import NotResumed
 from ..runtime.forks import fork_server_of_forks
 from ..runtime.world import Progress, World
 from ..stepping import ParameterOptimizer
@@ -30,7 +31,7 @@ from . import machines, resuming
 from .coordinating import Execute, Keeping
 from .errors import UsageError, explain, one_line
 from .joining import Elsewhere
-from .main import ALONE, INTERRUPTED
+from .main import INTERRUPTED, alone
 from .output import print_summary, run_progress, write_line
 from .parsers import HelpFormatter, command_parser
 
@@ -54,7 +55,7 @@ def run(options: Sequence[str]) -> int:
     if parsed.checkpoint is not None and not parsed.checkpoint > 0:
         raise UsageError(f"--checkpoint is {parsed.checkpoint:g} seconds; it must be positive")
     keeping = Keeping(every=parsed.checkpoint, resume=resumed.checkpoint)
-    if ALONE and machines.starts_processes(parsed):
+    if alone and machines.starts_processes(parsed):
         fork_server_of_forks(experiment.device, experiment.problem.imports)
     try:
         with machines.machines(parsed, experiment, options, keeping) as execute:
@@ -143,6 +144,15 @@ def output_directory(out: str | None, name: str) -> Generator[Path]:
         raise UsageError(one_line(error)) from error
 
 
+@contextmanager
+def _going_on(directory: Path) -> Generator[Path]:
+    """A run directory that there is; bad input found later leaves it as it is."""
+    try:
+        yield directory
+    except ValueError as error:
+        raise UsageError(one_line(error)) from error
+
+
 def _directory_of_its_own(where: Path, name: str) -> Path:
     """Made now, for others may begin in the same second."""
     for k in itertools.count(1):
@@ -214,7 +224,7 @@ def _directory(parsed: Namespace, name: str) -> AbstractContextManager[Path]:
     """Where results go: to a new directory, or the one of the run that goes on."""
     going_on = parsed.get("resume") or (parsed.out if resuming.restarted() else None)
     if going_on is not None:
-        return nullcontext(Path(going_on))
+        return _going_on(Path(going_on))
     return output_directory(parsed.out, name)
 
 
@@ -233,7 +243,11 @@ def _carry_out(
         run_progress(experiment) as report,
         logged(parsed.log, experiment, directory, report) as progress,
     ):
-        result = execute(experiment, progress, directory)
+        try:
+            result = execute(experiment, progress, directory)
+        except NotResumed as error:
+            write_line(f"{one_line(error)}; what is in {directory} is as it was")
+            return 1
     result.resolved |= resolved(parsed)
     result.notes += notes
     result.save(directory)

@@ -49,7 +49,7 @@ def join(parsed: Namespace, experiment: Experiment, keeping: Keeping) -> Execute
     joining = Joining(
         coordinator=address, slots=slots, secret=secret, patience=parsed.patience, tls=tls
     )
-    if not _is_free(address):
+    if parsed.take_part or not _is_free(address):
         take_part(experiment, joining)
 
     def execute(experiment: Experiment, progress: Progress | None, where: Path | None) -> Run:

@@ -28,6 +28,11 @@ def add_options(parser: ArgumentParser) -> None:
         "and the one whose address it is coordinates the run",
     )
     group.add_argument(
+        "--take-part",
+        action="store_true",
+        help="never coordinate: wait for who does at --join, though the address be this machine's",
+    )
+    group.add_argument(
         "--slots",
         type=int | None,
         help="processes of the run that this machine starts; 1 if not given",
@@ -75,6 +80,8 @@ def machines(
     for name in ("slots", "secret", "tls"):
         if parsed[name] is not None and parsed.join is None and parsed.nodes is None:
             raise UsageError(f"--{name} goes with --join HOST:PORT; without it the run stays here")
+    if parsed.take_part and parsed.join is None:
+        raise UsageError("--take-part goes with --join HOST:PORT, where the run is coordinated")
     if parsed.nodes is not None:
         with started_everywhere(parsed, experiment, options) as gathering:
             yield keeping.coordinating(gathering)

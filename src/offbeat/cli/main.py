@@ -18,8 +18,8 @@ from .. import __version__
 from ..cores import threads_here
 
 INTERRUPTED = 130
-ALONE = threads_here() == 1
-"""Whether nobody had begun a thread in this process before it imported torch."""
+alone = False
+"""Whether this process had one thread when a command was first carried out, before torch."""
 _LINE = "offbeat: interrupted"
 
 # Each command is a function of that name in the module named first, imported when it is called:
@@ -52,7 +52,9 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out a command line; returns the exit code."""
+    global alone
     arguments = list(sys.argv[1:] if argv is None else argv)
+    alone = threads_here() == 1
     # Whoever gives `argv` has called a function, which does not end the process.
     importing = _ended_by_interrupts() if argv is None else contextlib.nullcontext()
     try:

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,6 +45,8 @@ def started_everywhere(
             f"the run takes {needed} processes and the machines of {parsed.nodes} have {offered} "
             "slots: add machines or `slots=`, or lower --workers"
         )
+    if not _words(parsed.rsh):
+        raise UsageError("--rsh is empty; name a command such as ssh")
     secret, tls = secrets.token_hex(32), certificates(parsed.tls)
     listen = (
         tcp_address(_address_towards(hosts[0].name), 0)
@@ -57,9 +59,10 @@ def started_everywhere(
         join = address.removeprefix("tcp:")
         for machine in hosts:
             command = [sys.executable, "-m", "offbeat", "run", *_without(options)]
-            command += ["--join", join, "--slots", str(machine.slots), "--secret", "-"]
+            command += ["--join", join, "--take-part", "--slots", str(machine.slots)]
+            command += ["--secret", "-"]
             remote = f"cd {shlex.quote(os.getcwd())} && exec {shlex.join(command)}"
-            shell = shlex.split(parsed.rsh.replace("{host}", machine.name))
+            shell = _words(parsed.rsh.replace("{host}", machine.name))
             if "{host}" not in parsed.rsh:
                 shell.append(machine.name)
             try:
@@ -70,8 +73,14 @@ def started_everywhere(
                 raise RunError(f"cannot start {shell[0]} (--rsh): {error.strerror}") from error
             shells.append(process)
             assert process.stdin is not None
-            process.stdin.write(f"{secret}\n".encode())
-            process.stdin.flush()
+            try:
+                process.stdin.write(f"{secret}\n".encode())
+                process.stdin.flush()
+            except BrokenPipeError:
+                raise RunError(
+                    f"{shell[0]} (--rsh) has ended with exit code {process.wait()}, and started "
+                    f"nothing on {machine.name}"
+                ) from None
 
     try:
         yield Gathering(
@@ -87,10 +96,19 @@ def started_everywhere(
             _end(process)
 
 
+def _words(rsh: str) -> list[str]:
+    """As a shell splits them."""
+    try:
+        return shlex.split(rsh)
+    except ValueError as error:
+        raise UsageError(f"--rsh is {rsh!r}, which a shell cannot read: {error}") from error
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Wait for a machine's shell, which ends with the run."""
     assert process.stdin is not None
-    process.stdin.close()
+    with suppress(BrokenPipeError):
+        process.stdin.close()
     try:
         process.wait(timeout=10.0)
     except subprocess.TimeoutExpired:

@@ -15,7 +15,7 @@ import json
 import math
 import shutil
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -163,7 +163,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     for name in summary["files"]:
         _content(path, summary, name)
     try:
-        return Checkpoint(
+        found = Checkpoint(
             experiment=yaml.safe_load(_content(path, summary, "experiment.yaml")),
             samples=int(summary["samples"]),
             seconds=float(summary["seconds"]),
@@ -175,8 +175,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
             versions=dict(summary["versions"]),
             path=path,
         )
+        _require_sound(found, summary["files"])
     except (KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
         raise CheckpointError(f"{path / 'checkpoint.json'} is damaged: {_line(error)}") from error
+    return found
+
+
+def _require_sound(checkpoint: Checkpoint, files: Iterable[str]) -> None:
+    """Raise ValueError if checkpoint.json, which has no sum, cannot have been written so."""
+    for name in ("samples", "seconds", "tickets", "steps", "bytes"):
+        if not 0 <= (value := getattr(checkpoint, name)) < math.inf:
+            raise ValueError(f"{name} is {value}")
+    if sorted(map(_node_file, checkpoint.nodes)) != sorted(set(files) - {"experiment.yaml"}):
+        raise ValueError(f"nodes are {list(checkpoint.nodes)}, and there are files of others")
 
 
 def latest_checkpoint(directory: Path) -> tuple[Checkpoint, list[str]]:

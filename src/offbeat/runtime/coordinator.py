@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import shutil
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,9 +14,10 @@ from . import control
 from .arrivals import Arrivals
 from .assembly import START_TIMEOUT, assemble
 from .checkpoint import Checkpoint, save_checkpoint
-from .errors import RunError
+from .errors import NotResumed, RunError
 from .evaluations import Evaluations
 from .faults import Faults, still_to_come
+from .journals import Journals
 from .keeping import Keeper
 from .outcome import outcome
 from .placement import Gathering, Placement
@@ -83,12 +83,12 @@ class Coordinator:
         self.stop_reason: str | None = None
         self.journals = None
         if directory is not None and not experiment.method.shares_parameters:
-            self.journals = directory / "journals"
+            self.journals = Journals(directory / "journals")
         seats = seats_of(self.world, resume)
         self.placement = Placement(
             self.world,
             seats,
-            self.journals,
+            self.journals and self.journals.folder,
             gathering,
             replaces=self.keeps,
             note=self.notes.append,
@@ -136,15 +136,25 @@ class Coordinator:
             self.notes += [f"node {rank} (worker) came back there" for rank in departed]
 
     def run(self) -> Run:
-        """Carry the run out; leaves no process and no file but the run directory's behind."""
-        if self.journals is not None:
-            shutil.rmtree(self.journals, ignore_errors=True)
-            self.journals.mkdir(parents=True)
+        """Carry the run out; leaves no process and no file but the run directory's behind.
+
+        Raises:
+            ValueError: in one line, why there cannot be journals.
+            NotResumed, KeyboardInterrupt: it was to go on, and has not begun to.
+        """
         try:
             with self.placement.line:
+                if self.journals is not None:
+                    self.journals.make()
                 error = self._carry_out()
         finally:
             self.placement.close()
+            if self.journals is not None and not self._began:
+                self.journals.put_back()
+        if self.resume is not None and not self._began:
+            if error is None:
+                raise KeyboardInterrupt
+            raise NotResumed(error)
         return outcome(
             self.world,
             self.roster.seats,
@@ -193,6 +203,8 @@ class Coordinator:
         elapsed = 0 if resume is None else round(1e9 * resume.seconds)
         self._began = time.monotonic_ns() - elapsed
         self._start()
+        if self.journals is not None:
+            self.journals.forget_earlier()
         if resume is None:
             world = self.world
             begun = [

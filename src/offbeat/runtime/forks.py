@@ -15,7 +15,7 @@ from multiprocessing.context import ForkServerContext
 
 import torch
 
-from ..cores import threads_here
+from ..cores import files_here, threads_here
 
 PRELOADED = ("offbeat.runtime.child_process", "offbeat.methods")
 """Imported once, before the processes are forked: what takes each of them seconds otherwise."""
@@ -57,7 +57,7 @@ def forget_server() -> None:
         del os.environ[_SAFE_PATH]
 
 
-_IMPORTED = threads_here()
+_IMPORTED = threads_here(), files_here()
 """With those that packages begin as they are imported, and have prepared for forks."""
 
 
@@ -65,10 +65,13 @@ def fork_server_of_forks(device: str, imports: Iterable[str] = ()) -> None:
     """Have processes that will compute on a device forked from a fork of this one, made now.
 
     A new interpreter would import everything once more, which takes seconds. But a fork has none
-    of its parent's threads and may await them forever, nor can it use a GPU that the parent has
-    touched. So for a GPU, or if any thread has begun since the imports, this does nothing.
+    of its parent's threads and may await them forever; it has none of the files that modules of the
+    user's have opened; nor can it use a GPU that the parent has touched. So for a GPU, or if there
+    are threads or files that were not there after the imports, this does nothing.
     """
-    if threads_here() == _IMPORTED and torch.device(device).type == "cpu":
+    if (threads_here(), files_here()) == _IMPORTED and torch.device(device).type == "cpu":
+        # It is no server of forks, and needs nothing that was imported.
+        resource_tracker.ensure_running()
         with _forked_not_executed():
             server_of_forks(imports)
 
@@ -94,9 +97,12 @@ def _fork(path: str, arguments: Sequence[str], passed: Sequence[int]) -> int:
     if pid:
         return pid
     try:
-        kept = sorted({0, 1, 2, *passed})
-        for below, above in itertools.pairwise([*kept, os.sysconf("SC_OPEN_MAX")]):
-            os.closerange(below + 1, above)
+        streams = enumerate((sys.__stdin__, sys.__stdout__, sys.__stderr__))
+        # Where one was closed from the start its number is another file's.
+        kept = sorted({*passed, *(fd for fd, stream in streams if stream is not None)})
+        for below, above in itertools.pairwise([-1, *kept, os.sysconf("SC_OPEN_MAX")]):
+            if below + 1 < above:  # It closes everything if asked for nothing below 0.
+                os.closerange(below + 1, above)
         # Its lock is held, and what it knows is about the parent's children.
         forkserver._forkserver.__init__()
         exec(arguments[-1], {})
