@@ -138,7 +138,7 @@ def test_machines_with_certificates_of_one_authority_meet(port: int, tmp_path: P
     come("a", tmp_path, coordinator)
     code, _, errors = ended(started(*join, "--tls", "theirs", "--patience", "3", cwd=tmp_path))
     assert code == 1
-    assert errors.startswith("offbeat: cannot join the run: ")
+    assert errors.startswith("offbeat: cannot join the run at tcp:127.0.0.1:")
     assert errors.count("\n") == 1
     code, _, errors = ended(started(*join, "--tls", "ours", cwd=tmp_path))
     assert code == 0, errors
@@ -221,7 +221,7 @@ def test_machines_with_other_experiments_are_refused_by_name(port: int, tmp_path
     stranger = started(*join, cwd=tmp_path, secret="another secret, long enough")
     code, _, errors = ended(stranger)
     assert code == 1
-    assert errors.startswith("offbeat: cannot join the run: ")
+    assert errors.startswith("offbeat: cannot join the run at tcp:127.0.0.1:")
     assert "refused in the handshake (is the secret that of the same run?)" in errors
     assert errors.count("\n") == 1
     # The run is unharmed, and takes the one that fits.
@@ -319,7 +319,8 @@ def test_who_takes_part_never_coordinates(tmp_path: Path, monkeypatch, capsys):
     capsys.readouterr()
     assert main([*started, "--secret", "secret"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("offbeat: cannot join the run: ")
+    assert line.startswith("offbeat: cannot join the run at tcp:127.0.0.1:")
+    assert line.endswith(": [Errno 111] Connection refused")
     assert {path.name for path in tmp_path.iterdir()} == {
         *("machines", "out", "secret", "shell", "started"),
     }

@@ -71,8 +71,10 @@ def replay(options: Sequence[str]) -> int:
     directory = Path(parsed_options(parser, parser.parse_args, options).directory)
     try:
         mode = json.loads((directory / "run.json").read_text())["mode"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except OSError:
         raise UsageError(f"{directory} is no run directory: it has no run.json") from None
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"{directory / 'run.json'} is damaged: it names no kind of run") from None
     if mode != "processes":
         raise UsageError(
             f"{directory} is of a run that was {mode}; only real runs are replayed, and "

@@ -115,7 +115,10 @@ class Agent:
                 return
             except ConnectionError as error:
                 if time.monotonic() > deadline or "refused in the handshake" in str(error):
-                    raise RunError(f"cannot join the run: {error}") from None
+                    where = self.joining.coordinator
+                    # Before it are numbers of hosts, which mean nothing to a user.
+                    reason = str(error).partition(f"{where}: ")[2] or error
+                    raise RunError(f"cannot join the run at {where}: {reason}") from None
                 time.sleep(0.2)
 
     def _heed(self, word: Any) -> None:
