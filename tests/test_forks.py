@@ -20,7 +20,7 @@ if __name__ == "__main__":
 """
 
 FORKED = """
-import os, sys, threading
+import os, sys, threading, time
 import torch
 from offbeat.runtime import forks
 
@@ -44,6 +44,8 @@ if __name__ == "__main__":
     begun("a thread")
     ended.set()
     thread.join()
+    while forks.threads_here() > forks._IMPORTED[0]:
+        time.sleep(0.01)  # Joined in Python, it may still end in the system.
     with open("opened", "w"):
         begun("a file")
     if "arithmetic" in sys.argv:
