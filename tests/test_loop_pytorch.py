@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from loop_job import flat
 from loop_ranks import assert_fine, rank_and_size, run_ranks
@@ -261,6 +262,37 @@ def test_schedulers_on_either_optimizer_and_hooks(on_user_s: bool):
 
     twice(train, torch.optim.AdamW, lr=0.1)
     assert calls == ["post"] * 12
+
+
+def test_hooks_and_the_profiler_see_each_step_that_they_are_there_for():
+    seen = []
+    hook = register_optimizer_step_pre_hook
+    model = small()
+    user = torch.optim.SGD(model.parameters(), lr=0.1)
+    with distribute(model, user, method=SGD()) as optimizer:
+
+        def step() -> None:
+            model(inputs(0)).square().mean().backward()
+            optimizer.step()
+
+        step()
+        everybody_s = hook(lambda stepped, args, kwargs: seen.append((stepped, args, kwargs)))
+        own = optimizer.register_step_pre_hook(lambda *_: seen.append(["own"]))
+        step()
+        everybody_s.remove()
+        own.remove()
+        # The last is what the method does in it.
+        assert [call[0] for call in seen] == [optimizer, "own", optimizer.node.optimizer.inner]
+        assert seen[0][1:] == ((optimizer,), {})
+        seen.clear()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            step()
+        step()
+        optimizer.register_step_post_hook(lambda *_: seen.append("after"))
+        optimizer.step(lambda: model(inputs(1)).square().mean().backward())
+    assert seen == ["after"]
+    counts = {event.key: event.count for event in profile.key_averages()}
+    assert counts["Optimizer.step#DistributedOptimizer.step"] == 1
 
 
 def test_a_scheduler_may_have_come_before():

@@ -22,6 +22,8 @@ _COMPILER = "torch._dynamo"
 _HOOKED = getattr(Optimizer.profile_hook_step(Optimizer.step), "__code__")  # noqa: B009
 """Of the function in which torch wraps every optimizer's step."""
 _TORCH = os.path.join(os.path.dirname(torch.__file__), "")
+_enable_grad: Callable[[bool], None] = torch._C._set_grad_enabled
+"""What `torch.no_grad` calls."""
 _NOT_COMPILED = "__dynamo_disable"
 """Where torch keeps, of a function that it does not compile, the form that it calls instead."""
 
@@ -42,14 +44,19 @@ def compiler_left_out() -> Generator[None]:
 
 def is_untouched(optimizer: Optimizer) -> bool:
     """Whether its steps run nobody else's code: no hooks, and no step put in its class's place."""
-    hooks = (
-        optimizer._optimizer_step_pre_hooks,
-        optimizer._optimizer_step_post_hooks,
-        _global_optimizer_pre_hooks,
-        _global_optimizer_post_hooks,
-    )
     kind = type(optimizer)
-    return _is_own(kind, kind.step) and "step" not in vars(optimizer) and not any(hooks)
+    own = _is_own(kind, kind.step) and "step" not in optimizer.__dict__
+    return own and not has_hooks(optimizer)
+
+
+def has_hooks(optimizer: Optimizer) -> bool:
+    """Whether anybody is to be called before or after its steps."""
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+    )
 
 
 @lru_cache(maxsize=64)
@@ -71,6 +78,11 @@ def _is_torchs(function: Any) -> bool:
             return False
         function = getattr(function, "__wrapped__", None)
     return True
+
+
+def is_observed(optimizer: Optimizer) -> bool:
+    """Whether a step needs what torch puts around it: hooks, or a record for its profiler."""
+    return has_hooks(optimizer) or torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def bare_step(optimizer: Optimizer) -> Callable[[], object]:
@@ -122,10 +134,14 @@ def _is_simple(group: Mapping[str, Any]) -> bool:
 
 def _sgd_step(optimizer: Optimizer) -> None:
     """SGD's step, with the same bits as torch's."""
-    with torch.no_grad():
+    before = torch.is_grad_enabled()
+    _enable_grad(False)  # `torch.no_grad` takes as long as the step of a small model.
+    try:
         for group in optimizer.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             (_fused_sgd if group["fused"] else _sgd)(optimizer, group, parameters)
+    finally:
+        _enable_grad(before)
 
 
 def _sgd(optimizer: Optimizer, group: Mapping[str, Any], parameters: list[Tensor]) -> None:

@@ -142,6 +142,7 @@ def require_usable(optimizer: Optimizer) -> None:
 
 
 _SETTINGS = (int, float, str, tuple, type(None))  # A union of them would take ten times as long.
+_MOSTLY = frozenset({bool, *_SETTINGS})
 
 
 def settings_of(optimizer: Optimizer) -> list[dict[str, Any]]:
@@ -163,7 +164,7 @@ def plain(group: Mapping[str, Any]) -> dict[str, Any]:
     """A parameter group without its parameters; tensors of one number become that number."""
     found: dict[str, Any] = {}
     for key, value in group.items():
-        if isinstance(value, _SETTINGS):
+        if type(value) in _MOSTLY or isinstance(value, _SETTINGS):
             found[key] = value
         elif isinstance(value, Tensor) and value.numel() == 1:
             found[key] = value.item()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
+from ...bare import is_observed
 from ...method import Method
 from ...node import Node
 from ...parameters import PiecewiseVector
@@ -136,6 +137,13 @@ class DistributedOptimizer(Optimizer):
             RunError: the method cannot go on, here or because of another rank.
             ValueError: parameters were frozen, or parameter groups added.
         """
+        if not is_observed(self):
+            return self._step(closure)
+        return self._observed_step() if closure is None else self._observed_step(closure)
+
+    step.hooked = True  # pyright: ignore[reportFunctionMemberAccess]  # torch shall not do it again.
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -161,6 +169,8 @@ class DistributedOptimizer(Optimizer):
                 if (still_wanted := pieces()) is not None:
                     still_wanted.keep()
         return loss
+
+    _observed_step = Optimizer.profile_hook_step(_step)
 
     def _require_going_on(self, what: str) -> None:
         if self._ended or self._current is None:
