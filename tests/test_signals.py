@@ -21,7 +21,7 @@ from loop_ranks import rank_and_size, run_ranks
 from offbeat.methods import DPSGD, AllReduceSGD
 from offbeat.runtime import signals
 from offbeat.runtime.host import Host
-from offbeat.runtime.signals import deferred_signals
+from offbeat.runtime.signals import DeferredSignals
 
 
 class Alarm(Exception):
@@ -48,7 +48,7 @@ def test_handlers_are_read_without_a_search_for_their_names():
 def test_handlers_run_after_the_block_and_are_told_of_at_once(handled: list[int]):
     own = signal.getsignal(signal.SIGUSR1)
     told: list[int] = []
-    with deferred_signals(lambda: told.append(1)) as arrived:
+    with DeferredSignals(lambda: told.append(1)) as arrived:
         for number in (signal.SIGUSR2, signal.SIGUSR1, signal.SIGUSR1):
             os.kill(os.getpid(), number)
         assert handled == []
@@ -68,7 +68,7 @@ def test_a_handler_that_raises_does_so_after_the_block(handled: list[int]):
 
     def block():
         nonlocal reached
-        with deferred_signals(lambda: None):
+        with DeferredSignals(lambda: None):
             os.kill(os.getpid(), signal.SIGUSR1)
             reached = True
 
@@ -85,7 +85,7 @@ def test_the_others_are_called_although_one_raises(handled: list[int]):
     signal.signal(signal.SIGUSR1, give_up)
 
     def block():
-        with deferred_signals(lambda: None):
+        with DeferredSignals(lambda: None):
             os.kill(os.getpid(), signal.SIGUSR1)
             os.kill(os.getpid(), signal.SIGUSR2)
 
@@ -103,14 +103,14 @@ def test_a_handler_that_another_put_in_its_place_is_called(handled: list[int]):
 
     signal.signal(signal.SIGUSR1, first)
     for _ in range(2):
-        with deferred_signals(lambda: None):
+        with DeferredSignals(lambda: None):
             os.kill(os.getpid(), signal.SIGUSR1)
     assert called == ["first", "second"]
 
 
 def test_a_child_forked_in_the_block_has_its_own_handlers(handled: list[int]):
     signal.signal(signal.SIGUSR1, lambda number, frame: os._exit(42))
-    with deferred_signals(lambda: None):
+    with DeferredSignals(lambda: None):
         child = os.fork()
         if child == 0:
             os.kill(os.getpid(), signal.SIGUSR1)
@@ -125,7 +125,7 @@ def test_nothing_that_a_signal_interrupted_is_kept(handled: list[int]):
 
     def block():
         large = Large()
-        with deferred_signals(lambda: None):
+        with DeferredSignals(lambda: None):
             os.kill(os.getpid(), signal.SIGUSR1)
         return weakref.ref(large)
 
@@ -140,7 +140,7 @@ def test_handlers_are_back_when_the_block_fails(handled: list[int]):
     own = signal.getsignal(signal.SIGUSR1)
 
     def block():
-        with deferred_signals(lambda: None):
+        with DeferredSignals(lambda: None):
             os.kill(os.getpid(), signal.SIGUSR1)
             raise ZeroDivisionError
 
@@ -155,7 +155,7 @@ def test_in_another_thread_nothing_is_deferred(handled: list[int]):
     found: list[object] = []
 
     def work():
-        with deferred_signals(lambda: None):
+        with DeferredSignals(lambda: None):
             found.append(signal.getsignal(signal.SIGUSR1))
 
     thread = threading.Thread(target=work)

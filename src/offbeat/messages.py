@@ -130,7 +130,7 @@ class Codec:
                 )
             described += (code, dimensions, *tensor.shape, *_NO_EXTENTS[dimensions])
             tensors.append(_sendable(tensor, pool))
-        numbers = [values[name] for name in self.numbers]
+        numbers = [*map(values.__getitem__, self.numbers)]
         try:
             packed = self.header.pack(self.kind, *numbers, *described)
         except struct.error as error:

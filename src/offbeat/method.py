@@ -151,15 +151,17 @@ class Method(ABC):
         return {name: self._repeat(node, name) for name in self.background}
 
     async def _work(self, node: Node) -> None:
+        beginning = NextRound()
         while True:
-            await NextRound()
+            await beginning
             await self.step(node)
             node.round += 1
 
     async def _repeat(self, node: Node, name: str) -> None:
         coroutine_method = getattr(self, name)
+        beginning = NextRound(beside=True)
         while True:
-            await NextRound(beside=True)
+            await beginning
             await coroutine_method(node)
 
 
@@ -217,7 +219,8 @@ class ServerMethod(Method):
         return super().roles(node)
 
     async def _serve(self, node: Node) -> None:
+        beginning = NextRound(beside=True)
         while True:
-            await NextRound(beside=True)
+            await beginning
             await self.serve(node)
             node.round += 1

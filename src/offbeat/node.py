@@ -281,7 +281,7 @@ class Node:
         if self.replicated:
             self._refuse_own("apply")
         if isinstance(gradient, Gradient):
-            taken_at = gradient.version if taken_at is None else taken_at
+            taken_at = gradient.versions[0] if taken_at is None else taken_at
             values = gradient.dense
         else:
             values = gradient

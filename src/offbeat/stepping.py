@@ -77,6 +77,8 @@ class ParameterOptimizer:
         if isinstance(gradient, Tensor):
             if self._copies:
                 self._gradient.copy_(gradient)
+            elif self._is_one:
+                self._stepped[0].parameter.grad = gradient
             else:
                 self._point_at(self._cut(gradient))
         elif self._copies:
@@ -85,7 +87,8 @@ class ParameterOptimizer:
             self._point_at(self._cut(self._layout.flatten(gradient.tensors)))
         else:
             self._point_at(gradient.tensors)
-        self.scale(scale)
+        if scale != self._scale:
+            self.scale(scale)
         self._step()
         self.has_stepped = True
         if not self._copies:

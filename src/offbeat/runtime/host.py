@@ -236,7 +236,9 @@ class Host(Monitor):
         read at times until it is: a thread that takes it in at once disturbs this one.
         """
         with self.lock:
-            if not self.requests or self._has_ended() or not self._may_be_deaf(*self.requests[0]):
+            if not self.requests or self.finished or self.failure is not None:
+                return None
+            if not self._may_be_deaf(*self.requests[0]):
                 return None
             self.transport.stand_by()
             return self._taken()

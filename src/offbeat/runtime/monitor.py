@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import struct
 import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
@@ -182,7 +183,7 @@ class Monitor(Executor):
     @property
     def elapsed(self) -> int:
         """Nanoseconds since the run began."""
-        return self.records.elapsed
+        return time.monotonic_ns() - self.records.began
 
     def _has_ended(self) -> bool:
         return self.finished or self.failure is not None
@@ -226,7 +227,7 @@ class Monitor(Executor):
             self.scheduler.deliver(to, node.rank, codec.copy(message))
             return
         packed, *tensors = codec.parts(message, self.transport.pool)
-        envelope = _ENVELOPE.pack(node.rank, to, self.records.elapsed)
+        envelope = _ENVELOPE.pack(node.rank, to, time.monotonic_ns() - self.records.began)
         if to not in self.departed and self.transport.send(host, envelope + packed, *tensors):
             self.records.sent[pair] += 1
             self.records.bytes_sent += codec.size(message)
@@ -293,7 +294,8 @@ class Monitor(Executor):
 
     def _is_still(self, node: Node, request: GradientRequest) -> bool:
         """Whether nothing changes the snapshot before the gradient is there."""
-        return self._is_alone(node) and node.shared is None and request.cancel_on is None
+        alone = len(self.scheduler.tasks[node.rank]) == 1
+        return alone and node.shared is None and request.cancel_on is None
 
     def _is_alone(self, node: Node) -> bool:
         """Whether only one role lives on that node: while it is suspended nothing changes."""

@@ -155,7 +155,8 @@ class Peer:
     @property
     def is_drained(self) -> bool:
         """Whether, as far as the last `receive` could tell, nothing more is here."""
-        return self._reader.drained and not self.has_more
+        reader = self._reader
+        return reader.drained and not (reader.has_staged or has_pending(self.sock))
 
     def _add_slot(self, payload: memoryview) -> None:
         fd = self._descriptors.take()
@@ -215,6 +216,8 @@ class Peer:
         if not self.released:
             return ()
         count = min(len(self.released), RELEASES_PER_FRAME)
+        if count == 1:  # As nearly always.
+            return (self.released.popleft(),)
         return [self.released.popleft() for _ in range(count)]
 
     def beat(self, now: float) -> None:
@@ -232,7 +235,7 @@ class Peer:
             return view.cast("B") if view.nbytes > 0 else memoryview(b"")
         if part.nbytes < SHARED_FROM:
             return ctypes.string_at(part.data_ptr(), part.nbytes)
-        if (back := self.given(part)) is not None:
+        if (back := self._mappings.given(part.data_ptr(), part.nbytes)) is not None:
             return back
         return self._lent(part) or self._pool.readable(part, self.host)
 

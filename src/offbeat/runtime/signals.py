@@ -10,52 +10,59 @@ import threading
 # for all signals together costs as much as receiving a message.
 from _signal import getsignal as _handler_of  # pyright: ignore[reportMissingImports, reportUnknownVariableType]
 from _signal import signal as _set_handler  # pyright: ignore[reportMissingImports, reportUnknownVariableType]
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
 _NUMBERS = sorted(map(int, signal.valid_signals()))
 
 
-@contextmanager
-def deferred_signals(on_signal: Callable[[], object]) -> Generator[set[int]]:
-    """Let no handler run in the block; signals that came are raised anew after it.
+class DeferredSignals:
+    """Let no handler run in the `with` block; signals that came are raised anew after it.
 
     Python calls handlers between any two instructions of the main thread. One that raises, as that
     of Ctrl-C does or that of a data loader whose worker was killed, would leave half done what it
     interrupts. In other threads none are called, and the block is as any other. Handlers in C that
     call those in Python (`faulthandler.register` with `chain`) are not put back.
 
+    The block is given the set of the signals that have come.
+
     Args:
         on_signal: called in the middle of the block when one comes, to bring about its end.
-
-    Yields:
-        the signals that have come.
     """
-    arrived: set[int] = set()
-    if threading.current_thread() is not threading.main_thread():
-        yield arrived
-        return
-    own = _python_handlers()
-    process = os.getpid()
 
-    def note(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != process:  # Another thread has forked meanwhile.
-            own[number](number, frame)
+    def __init__(self, on_signal: Callable[[], object]) -> None:
+        self._on_signal = on_signal
+        self._arrived: set[int] = set()
+        self._handlers: dict[int, Any] = {}
+        """By signal, those that are to be put back."""
+        self._process = os.getpid()
+
+    def __enter__(self) -> set[int]:
+        if threading.get_ident() == threading.main_thread().ident:
+            self._handlers = _python_handlers()
+            try:
+                for number in self._handlers:
+                    # It may have replaced itself meanwhile.
+                    self._handlers[number] = _set_handler(number, self._note)
+            except BaseException:
+                self.__exit__()
+                raise
+        return self._arrived
+
+    def __exit__(self, *error: object) -> None:
+        if self._handlers:
+            try:
+                _put_back(self._handlers)
+            finally:
+                _raise(sorted(self._arrived))
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # Another thread has forked meanwhile.
+            self._handlers[number](number, frame)
             return
-        arrived.add(number)
-        on_signal()
-
-    try:
-        for number in own:
-            own[number] = _set_handler(number, note)  # It may have replaced itself meanwhile.
-        yield arrived
-    finally:
-        try:
-            _put_back(own)
-        finally:
-            _raise(sorted(arrived))
+        self._arrived.add(number)
+        self._on_signal()
 
 
 _known: tuple[list[Any], dict[int, Any]] = ([], {})

@@ -176,7 +176,7 @@ class Pool:
             address = slot.address
             torch.frombuffer(memory, dtype=tensor.dtype).copy_(tensor.detach().view(-1))
         with self._lock:
-            token = self._next_token()
+            self._tokens = token = self._tokens + 1
             offset = address - slot.address
             loan = Loan(token, slot, host, offset, tensor.nbytes, slot.given)
             self._loans[token] = loan
@@ -193,7 +193,7 @@ class Pool:
             return view
         content = tensor.detach().view(-1).view(torch.uint8).numpy()
         with self._lock:
-            token = self._next_token()
+            self._tokens = token = self._tokens + 1
             self._remember(token, tensor, host)
         when_garbage(content, self._written.append, token)
         return content.data
@@ -296,10 +296,6 @@ class Pool:
         # Most begin where their slot does, and to ask for the storage takes longer.
         found = self._by_address.get(tensor.data_ptr())
         return found or self._by_address.get(tensor.untyped_storage().data_ptr())
-
-    def _next_token(self) -> int:
-        self._tokens += 1
-        return self._tokens
 
     def _remember(self, token: int, tensor: Tensor, host: int) -> None:
         if tensor.is_inference():  # It has no version.

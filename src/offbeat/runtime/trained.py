@@ -147,7 +147,7 @@ _MOSTLY = frozenset({bool, *_SETTINGS})
 
 def settings_of(optimizer: Optimizer) -> list[dict[str, Any]]:
     """The hyper-parameters of each parameter group: numbers, tuples of them, switches, names."""
-    return [plain(group) for group in optimizer.param_groups]
+    return [*map(plain, optimizer.param_groups)]
 
 
 def changed_settings(

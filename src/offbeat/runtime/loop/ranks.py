@@ -18,7 +18,7 @@ from ..capture import capture, read_state, restore
 from ..errors import RunError
 from ..host import Host
 from ..scheduler import Scheduler
-from ..signals import deferred_signals
+from ..signals import DeferredSignals
 from ..tasks import Task
 from .rounds import Moment, Round, renumber, rewound
 from .words import Answered, Counts, Farewell, Finished, Left, Overflow, Paused, Sent
@@ -94,7 +94,7 @@ class RankHost(Host):
         """As `next_request`, in the user's thread, which is the transport's meanwhile."""
         if (asked := self.request_at_once()) is not None:
             return asked
-        with deferred_signals(self.transport.wake) as arrived:
+        with DeferredSignals(self.transport.wake) as arrived:
             return self.serve_request(timeout, until=lambda: arrived)
 
     def require_alive(self) -> None:
