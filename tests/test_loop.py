@@ -109,7 +109,7 @@ def test_uneven_loaders_hang_nobody_and_servers_live_on_the_ranks(tmp_path: Path
         else:
             # It needs everyone: an error that names who is missing, and no hang.
             left, failed = [error.read_text() for error in errors]
-            assert f"worker 0 is gone, and {name} does not survive a loss" in failed
+            assert f"worker 0 has left its loop, and {name} does not survive a loss" in failed
             assert "rank 1 is gone; rank 0 awaited" in left
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import re
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -120,9 +123,20 @@ def test_states_that_do_not_fit_are_refused(tmp_path: Path):
             ({"world_size": 2}, "the state is of world_size 2, and this is world_size 1"),
             ({"offbeat": 99}, "the state is of form 99, this version reads 2"),
             ({"param_groups": []}, "the state is of 0 parameter groups, the optimizer has 1"),
+            ({"nodes": {}}, "it is of nodes [], this rank has [0, 1]"),
+            (
+                {"nodes": dict.fromkeys(saved["nodes"], torch.zeros(7, dtype=torch.uint8))},
+                "damaged: no",
+            ),
         ):
-            with pytest.raises(ValueError, match=text):
-                optimizer.load_state_dict(saved | changed)
+            elsewhere = [group | {"lr": 9.0} for group in saved["param_groups"]]
+            with pytest.raises(ValueError, match=re.escape(text)):
+                optimizer.load_state_dict(saved | {"param_groups": elsewhere} | changed)
+        for name in saved.keys() - {"offbeat", "nodes", "state"}:
+            lacking = {key: value for key, value in saved.items() if key != name}
+            with pytest.raises(ValueError, match=f"the state is damaged: it has no {name}"):
+                optimizer.load_state_dict(lacking)
+        assert optimizer.param_groups[0]["lr"] == saved["param_groups"][0]["lr"]
         with pytest.raises(ValueError, match="this is no state of a distributed job"):
             optimizer.load_state_dict(inner)
         steps(model, optimizer, scheduler, 0, 3, 4)
@@ -131,6 +145,17 @@ def test_states_that_do_not_fit_are_refused(tmp_path: Path):
     optimizer = distribute(other, torch.optim.Adam(other.parameters()), method=methods.AsyncSGD())
     with optimizer, pytest.raises(RunError, match="the models differ: parameter"):
         optimizer.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, pickle.dumps])
+def test_a_rank_s_optimizer_is_no_thing_to_copy(copied: Callable[[object], object]):
+    model, optimizer, scheduler = job(SGD(), 0, 0)
+    with optimizer:
+        with pytest.raises(
+            TypeError, match="cannot be copied or pickled; save what its state_dict"
+        ):
+            copied(optimizer)
+        steps(model, optimizer, scheduler, 0, 0, 1)
 
 
 def test_a_state_is_a_copy_and_a_recorded_job_is_not_resumed(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import multiprocessing
 import os
 import re
 import signal
@@ -358,3 +359,11 @@ def test_nobody_is_blamed_for_a_pause_of_the_launcher_s_own(monkeypatch: pytest.
     run = run_processes(experiment(ADPSGD(), budget=Budget(seconds=5)))
     assert run.error is None
     assert next(calls) > 105
+
+
+def test_a_daemon_of_multiprocessing_is_told_that_it_may_start_none(monkeypatch):
+    """As one of a Pool's, or a data loader's."""
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
+    error = run_processes(experiment(ADPSGD())).error
+    assert error is not None
+    assert error.startswith("this process is a daemon of multiprocessing, which may start no")

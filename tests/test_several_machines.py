@@ -335,6 +335,8 @@ def test_who_takes_part_never_coordinates(tmp_path: Path, monkeypatch, capsys):
         (["--slots", "2"], "--slots goes with --join HOST:PORT; without it the run stays here"),
         (["--nodes", "nowhere"], "cannot read --nodes nowhere"),
         (["--join", "127.0.0.1:1", "--secret", "nowhere"], "cannot read --secret nowhere"),
+        (["--join", "a..b:29400"], "--join a..b:29400: there is no host a..b: this can be no name"),
+        (["--patience", "-1"], "--patience is -1; it must be a positive number of seconds"),
         (["--take-part"], "--take-part goes with --join HOST:PORT, where the run is coordinated"),
         (["--tls", "here"], "--tls goes with --join HOST:PORT; without it the run stays here"),
     ],
@@ -353,6 +355,48 @@ def test_bad_options_are_one_line(
     assert errors.startswith(f"offbeat: {text}")
     assert errors.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("shell", "line"),
+    [
+        ("<&-", "the secret in the first line of the input has 0 characters"),
+        ("< secret", "the secret in the first line of the input is no text in UTF-8"),
+    ],
+)
+def test_an_input_that_is_no_secret_is_named(shell: str, line: str, tmp_path: Path):
+    (tmp_path / "secret").write_bytes(b"\xff\xfe0123456789abcdef\n")
+    command = f"{shlex.quote(sys.executable)} -m offbeat run --method SGD --join 127.0.0.1:29400"
+    found = subprocess.run(
+        ["sh", "-c", f"{command} --secret - {shell}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert found.returncode == 2
+    assert found.stderr.startswith(f"offbeat: {line}")
+    assert found.stderr.count("\n") == 1
+
+
+def test_a_secret_of_the_environment_that_is_no_text_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(os.environb, b"OFFBEAT_SECRET", b"0123456789abcdef\xff")
+    assert main(["run", "--method", "SGD", "--join", "127.0.0.1:29400"]) == 2
+    errors = capsys.readouterr().err
+    assert errors == "offbeat: the secret in OFFBEAT_SECRET is no text in UTF-8\n"
+
+
+def test_what_a_remote_shell_started_does_not_outlive_the_run(tmp_path: Path, monkeypatch):
+    """Else a wrapper's own children would go on, and keep the command's output open."""
+    monkeypatch.chdir(tmp_path)
+    Path("machines").write_text("localhost slots=3\n")
+    Path("shell").write_text("#!/bin/sh\nsleep 600 &\necho $! > started\nwait\n")
+    Path("shell").chmod(0o755)
+    monkeypatch.setattr(nodes_file, "ENDING_SECONDS", 0.2)
+    options = ["--nodes", "machines", "--rsh", "./shell", "--patience", "1"]
+    assert main(["run", "--method", "AsyncSGD", *SMALL, *options, "--out", "out"]) == 1
+    state = Path("/proc", Path("started").read_text().strip(), "stat")
+    assert not state.exists() or " Z " in state.read_text()
 
 
 @pytest.mark.parametrize("how", ["join", "coordinate", "first rank", "second rank"])

@@ -21,8 +21,12 @@ def shared_secret(file: str | None) -> bytes:
         UsageError: there is none, it is short, or others on this machine may read it.
     """
     if file == "-":
-        text = sys.stdin.readline().strip()
         origin = "the first line of the input"
+        try:
+            # There is no input where it was closed before this program began.
+            text = sys.stdin.readline().strip() if sys.stdin else ""
+        except UnicodeDecodeError as error:
+            raise UsageError(f"the secret in {origin} is no text in UTF-8") from error
     elif file is not None:
         path, origin = Path(file), file
         try:
@@ -43,7 +47,10 @@ def shared_secret(file: str | None) -> bytes:
         raise UsageError(
             f"the secret in {origin} has {len(text)} characters; at least {LEAST_SECRET} are needed"
         )
-    return text.encode()
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the secret in {origin} is no text in UTF-8") from error
 
 
 def certificates(folder: str | None) -> TLS | None:

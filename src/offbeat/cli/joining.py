@@ -104,8 +104,9 @@ def endpoint(text: str) -> str:
         raise UsageError(f"--join is {text!r}; it must be HOST:PORT, such as 10.0.0.1:29400")
     try:
         ip = str(socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)[0][4][0])
-    except OSError as error:
-        raise UsageError(f"--join {text}: there is no host {host}: {error.strerror}") from error
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "this can be no name"
+        raise UsageError(f"--join {text}: there is no host {host}: {reason}") from error
     return tcp_address(ip, int(port))
 
 

@@ -80,6 +80,10 @@ def machines(
     for name in ("slots", "secret", "tls"):
         if parsed[name] is not None and parsed.join is None and parsed.nodes is None:
             raise UsageError(f"--{name} goes with --join HOST:PORT; without it the run stays here")
+    if not 0 < parsed.patience < float("inf"):
+        raise UsageError(
+            f"--patience is {parsed.patience:g}; it must be a positive number of seconds"
+        )
     if parsed.take_part and parsed.join is None:
         raise UsageError("--take-part goes with --join HOST:PORT, where the run is coordinated")
     if parsed.nodes is not None:

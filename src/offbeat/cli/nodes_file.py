@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +24,9 @@ from ..runtime.world import World
 from .credentials import certificates
 from .errors import UsageError
 from .joining import endpoint, tcp_address
+
+ENDING_SECONDS = 10.0
+"""In which a machine's shell ends with the run, before it is killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +114,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     with suppress(BrokenPipeError):
         process.stdin.close()
     try:
-        process.wait(timeout=10.0)
+        process.wait(timeout=ENDING_SECONDS)
     except subprocess.TimeoutExpired:
-        process.kill()
+        # What it has started, too: a wrapper's own shell would go on and keep our output open.
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
@@ -131,6 +136,8 @@ def read_machines(path: Path) -> list[Machine]:
         words = line.partition("#")[0].split()
         if not words:
             continue
+        if not words[0].isprintable():
+            raise UsageError(f"{path}, line {number}: {words[0]!r} is no name of a machine")
         machine = Machine(name=words[0], slots=1)
         for word in words[1:]:
             slots = re.fullmatch(r"slots=([1-9]\d*)", word)
@@ -150,7 +157,7 @@ def _address_towards(name: str) -> str:
     """This machine's address on the way to another."""
     try:
         family, _, _, _, target = socket.getaddrinfo(name, 22, type=socket.SOCK_DGRAM)[0]
-    except OSError:
+    except (OSError, UnicodeError):
         # A name that only --rsh knows.
         raise UsageError(
             f"machine {name} has no address that can be found here: say by --join HOST:PORT where "

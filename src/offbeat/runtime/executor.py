@@ -88,6 +88,10 @@ class Executor(ABC):
     def noticed(self, node: Node, peer: int) -> None:
         """The node has learnt that a peer departed (for the journal)."""
 
+    def absence(self, rank: int) -> str:
+        """What has become of a node that takes no part any more, as the end of a sentence."""
+        return "is gone"
+
     def watched(self, node: Node, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
         """What to step in place of a coroutine that begins on the node: itself, or a wrapper."""
         return coroutine

@@ -288,7 +288,7 @@ class Scheduler:
         if isinstance(raised, PeerLost):
             lost = "server" if raised.peer in task.node.servers else "worker"
             raise RoleError(
-                f"{where} cannot go on: {lost} {raised.peer} is gone"
+                f"{where} cannot go on: {lost} {raised.peer} {self.executor.absence(raised.peer)}"
                 + ("" if self.method.survives_loss else f", and {method} does not survive a loss")
             ) from raised
         last = self._culprit(raised)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import pickle
 import secrets
@@ -17,6 +18,7 @@ from typing import Any
 
 from ..experiment import Experiment
 from .assignment import Assignment
+from .errors import RunError
 from .forks import forget_server, server_of_forks
 
 
@@ -53,7 +55,16 @@ class Spawner:
         """Of what can be read once a process has ended; exit codes take long to ask for."""
 
     def start(self, assignments: Iterable[Assignment]) -> None:
-        """Start one process for each assignment."""
+        """Start one process for each assignment.
+
+        Raises:
+            RunError: this one may start none.
+        """
+        if multiprocessing.current_process().daemon:
+            raise RunError(
+                "this process is a daemon of multiprocessing, which may start no others: start the "
+                "run in one with daemon=False, or simulate it"
+            )
         assignments = list(assignments)
         context = server_of_forks(
             name for assignment in assignments for name in assignment.experiment.problem.imports

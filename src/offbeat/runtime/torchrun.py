@@ -107,8 +107,9 @@ def _require_sound() -> None:
 def _resolved(name: str) -> str:
     try:
         return str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
-    except OSError as error:
-        raise RunError(f"MASTER_ADDR {name!r} cannot be resolved: {error.strerror}") from error
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "this can be no name"
+        raise RunError(f"MASTER_ADDR {name!r} cannot be resolved: {reason}") from error
 
 
 def meet(timeout: float) -> Rank:

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
@@ -287,22 +287,30 @@ class DistributedOptimizer(Optimizer):
         A collective: every rank calls it, with its own part.
 
         Raises:
-            ValueError: the part is of another rank, method, model or number of ranks.
+            ValueError: the part is of another rank, method, model or number of ranks, or damaged;
+                this rank is as it was.
             RunError: a rank has left its loop, or does not come.
         """
         self._require_going_on("load_state_dict()")
         if self._log is not None:
             raise ValueError("a recorded job cannot be resumed; leave record out")
         saved = unpacked(state_dict, self.host, len(self.param_groups))
-        for group, settings in zip(self.param_groups, state_dict["param_groups"], strict=True):
-            group.update(settings)
+        restored = self.host.restored(self._new_nodes(), saved)
         with self._ending_on_error(), self.host.standstill("load_state_dict()"):
-            self.host.replace(self._new_nodes(), saved)
+            for group, settings in zip(self.param_groups, state_dict["param_groups"], strict=True):
+                group.update(settings)
+            self.host.replace(restored)
             # A scheduler may have changed them since the last step before they were saved.
             self.host.retune(state_dict["changed"], self._changes)
         self._settings = settings_of(self._user)
         self._scaled_steps = state_dict["scaled_steps"]
         self._go()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a distributed optimizer is connected to other ranks and cannot be copied or pickled; "
+            "save what its state_dict() gives"
+        )
 
     # The common model
 

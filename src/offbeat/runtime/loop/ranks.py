@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 import torch
 
+from ...encoding import EncodingError
 from ...method import Method
 from ...node import Node
 from ...suspensions import GradientRequest
-from ..capture import capture, read_state, restore
+from ..capture import CaptureError, capture, read_state, restore
 from ..errors import RunError
 from ..host import Host
 from ..scheduler import Scheduler
@@ -101,6 +102,9 @@ class RankHost(Host):
         """Raise RunError if this host has failed."""
         if self.failure is not None:
             raise RunError(str(self.failure)) from self.failure
+
+    def absence(self, rank: int) -> str:
+        return "has left its loop" if self.has_left(rank) else super().absence(rank)
 
     def begin(self, began: int) -> None:
         with self.lock:
@@ -349,19 +353,29 @@ class RankHost(Host):
                     captured[rank] = capture(self.scheduler, rank)
         return captured
 
-    def replace(self, nodes: Sequence[Node], saved: Mapping[int, bytes]) -> None:
-        """Go on as other nodes, in the saved states; what others send waits until `begin`.
+    def restored(self, nodes: Sequence[Node], saved: Mapping[int, bytes]) -> Scheduler:
+        """Other nodes in the saved states, for `replace`.
 
         Raises:
-            EncodingError, CaptureError: a state cannot be read, or is of another model.
+            CaptureError: a state cannot be read, or is of another model.
         """
         method = self.scheduler.method
-        kinds = {kind for node in self.scheduler.nodes.values() for kind in node.states}
+        with self.lock:
+            kinds = {kind for node in self.scheduler.nodes.values() for kind in node.states}
         scheduler = Scheduler(self, method)
         for node in nodes:
             scheduler.add(node)
-            restore(scheduler, read_state(saved[node.rank], (*kinds, *method.messages)))
-            renumber(scheduler.mailboxes[node.rank], node.rank, self.records.received)
+            try:
+                state = read_state(saved[node.rank], (*kinds, *method.messages))
+            except EncodingError as error:
+                raise CaptureError(f"the state is damaged: {error}") from error
+            restore(scheduler, state)
+        return scheduler
+
+    def replace(self, scheduler: Scheduler) -> None:
+        """Go on as other nodes, at a standstill; what others send waits until `begin`."""
+        for rank, mailbox in scheduler.mailboxes.items():
+            renumber(mailbox, rank, self.records.received)
         with self.lock:
             self._running = False
             self.scheduler.close()

@@ -12,6 +12,7 @@ from ..trained import changed_settings
 from .ranks import RankHost
 
 FORMAT = 2
+_KEYS = {"method", "rank", "world_size", "scaled_steps", "param_groups", "changed"}
 
 
 def packed(
@@ -53,6 +54,8 @@ def unpacked(saved: Mapping[str, Any], host: RankHost, groups: int) -> dict[int,
         )
     if saved["offbeat"] != FORMAT:
         raise ValueError(f"the state is of form {saved['offbeat']}, this version reads {FORMAT}")
+    if missing := _KEYS - saved.keys():
+        raise ValueError(f"the state is damaged: it has no {', '.join(sorted(missing))}")
     for what, here in (
         ("method", type(host.scheduler.method).__qualname__),
         ("world_size", host.size),
@@ -67,6 +70,11 @@ def unpacked(saved: Mapping[str, Any], host: RankHost, groups: int) -> dict[int,
         raise ValueError(
             f"the state is of {len(saved['param_groups'])} parameter groups, the optimizer has "
             f"{groups}"
+        )
+    if saved["nodes"].keys() != host.scheduler.nodes.keys():
+        raise ValueError(
+            f"the state is damaged: it is of nodes {sorted(saved['nodes'])}, this rank has "
+            f"{sorted(host.scheduler.nodes)}"
         )
     return {rank: as_bytes(state) for rank, state in saved["nodes"].items()}
 
