@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -708,6 +708,19 @@ def test_a_state_of_another_model_is_refused():
     _, other = a_state(problem=Digits())
     with pytest.raises(CaptureError, match=r"^the models differ: parameter \S+ of node 0 has sha"):
         restore(small.scheduler, read_state(other))
+
+
+def test_a_state_of_other_numbers_or_of_another_node_is_refused():
+    """torch would cast the numbers without a word."""
+    simulation, data = a_state()
+    state = read_state(data)
+    halves = {name: saved.half() for name, saved in state.parameters.items()}
+    with pytest.raises(
+        CaptureError, match=r"is of torch.float\d\d here and torch.float16 in the ch"
+    ):
+        restore(simulation.scheduler, replace(state, parameters=halves))
+    with pytest.raises(CaptureError, match="this is the state of node 7, which is elsewhere"):
+        restore(simulation.scheduler, replace(state, rank=7))
 
 
 def test_a_state_of_other_optimizers_is_refused():

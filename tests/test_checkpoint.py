@@ -22,6 +22,7 @@ from offbeat.runs import Metrics
 from offbeat.runtime.checkpoint import (
     Checkpoint,
     CheckpointError,
+    _sum,
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
@@ -155,7 +156,7 @@ def test_no_checkpoint_at_all(tmp_path: Path):
 def test_a_newer_format_is_refused(tmp_path: Path):
     path = save(tmp_path, 64)
     summary = json.loads((path / "checkpoint.json").read_text())
-    (path / "checkpoint.json").write_text(json.dumps(summary | {"format": 2}))
+    (path / "checkpoint.json").write_text(json.dumps(summary | {"format": 99}))
     with pytest.raises(CheckpointError, match=r"64 was written by another version of offbeat: it "):
         load_checkpoint(path)
 
@@ -164,11 +165,12 @@ def test_a_newer_format_is_refused(tmp_path: Path):
     "summary",
     [
         [],
-        {"format": 1},
-        {"format": 1, "files": []},
-        {"format": 1, "files": {"experiment.yaml": 3}},
-        {"format": 1, "files": {}},
-        {"format": 1, "files": {}, "samples": "x"},
+        {"format": 2},
+        {"format": 2, "files": []},
+        {"format": 2, "files": {"experiment.yaml": 3}},
+        {"format": 2, "files": {}},
+        {"format": 2, "files": {}, "crc32": _sum({"format": 2, "files": {}})},
+        {"format": 2, "files": {}, "samples": "x"},
     ],
 )
 def test_a_summary_of_the_wrong_shape_is_damaged(summary, tmp_path: Path):
@@ -184,6 +186,7 @@ def test_a_summary_that_names_other_files_reads_none_of_them(tmp_path: Path):
     (tmp_path / "secret").write_text("x")
     summary = json.loads((path / "checkpoint.json").read_text())
     summary["files"]["../../secret"] = {"bytes": 1, "crc32": 0}
+    summary["crc32"] = _sum(summary)
     (path / "checkpoint.json").write_text(json.dumps(summary))
     with pytest.raises(CheckpointError, match="64/secret cannot be read"):
         load_checkpoint(path)

@@ -324,6 +324,28 @@ def test_a_process_that_says_nothing_is_named(monkeypatch: pytest.MonkeyPatch):
     assert re.match(r"node [01] has given no sign of life for \d+ s; the others: node", run.error)
 
 
+def test_nothing_outlives_a_run_though_the_server_that_forked_it_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Of it `multiprocessing` says that it has ended, and kills it not."""
+    monkeypatch.setattr(coordinator, "PATIENCE", 1.5)
+    stopped: list[int] = []
+
+    def strike() -> None:
+        stopped.append(workers_of_this()[-1])
+        os.kill(parents()[stopped[0]], signal.SIGKILL)
+        os.kill(stopped[0], signal.SIGSTOP)
+
+    timer = threading.Timer(3.0, strike)
+    timer.start()
+    run = run_processes(experiment(ADPSGD(), budget=Budget(seconds=60)))
+    timer.join()
+    assert run.error is not None
+    assert re.match(r"node [01] has given no sign of life for \d+ s; the others: node", run.error)
+    state = Path(f"/proc/{stopped[0]}/stat")
+    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
 def test_who_has_brought_its_results_home_says_nothing_more():
     seat = Seat(host=1, ranks=[1], heard=time.monotonic() - 50)
     with pytest.raises(RunError, match="node 1 has given no sign of life for 50 s; the others: n"):

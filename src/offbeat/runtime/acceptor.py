@@ -99,7 +99,7 @@ class Acceptor:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(address.removeprefix("unix:"))
         for stranger in list(self._strangers):
-            self._refuse(stranger, "this host is closing")
+            self._refuse(stranger, "this host is closing", logging.DEBUG)
 
     def forget(self) -> None:
         """Close the descriptors only: those of a forked child, whose parent still listens."""
@@ -169,8 +169,8 @@ class Acceptor:
         self._remove(stranger)
         self._on_host(frame.source, stranger.sock)
 
-    def _refuse(self, stranger: _Stranger, reason: str) -> None:
-        _log.warning("host %d refused a connection: %s", self._host, reason)
+    def _refuse(self, stranger: _Stranger, reason: str, level: int = logging.WARNING) -> None:
+        _log.log(level, "host %d refused a connection: %s", self._host, reason)
         self._remove(stranger)
         stranger.sock.close()
 

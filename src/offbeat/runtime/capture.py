@@ -192,8 +192,11 @@ def restore(scheduler: Scheduler, state: NodeState) -> None:
     """Let the node of that rank, whose roles have not begun, go on from there.
 
     Raises:
-        CaptureError: the node's parameters have other names or shapes, or it has other optimizers.
+        CaptureError: it is another node's, the node's parameters have other names, shapes or
+            numbers, or it has other optimizers.
     """
+    if state.rank not in scheduler.nodes:
+        raise CaptureError(f"this is the state of node {state.rank}, which is elsewhere")
     node, mailbox = scheduler.nodes[state.rank], scheduler.mailboxes[state.rank]
     _require_layout(node, state.parameters)
     for view, (_, saved) in zip(
@@ -259,6 +262,11 @@ def _require_layout(node: Node, parameters: Mapping[str, Tensor]) -> None:
             raise CaptureError(
                 f"the models differ: parameter {name} of node {node.rank} has shape "
                 f"{ours.get(name, 'none')} here and {theirs.get(name, 'none')} in the checkpoint"
+            )
+        if (kind := parameters[name].dtype) != node.parameters.dtype:
+            raise CaptureError(
+                f"the models differ: parameter {name} of node {node.rank} is of "
+                f"{node.parameters.dtype} here and {kind} in the checkpoint"
             )
     if list(ours) != list(theirs):
         raise CaptureError(f"the models differ: node {node.rank} orders its parameters differently")

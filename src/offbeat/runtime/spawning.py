@@ -12,7 +12,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -30,12 +29,54 @@ def socket_names() -> str:
     return f"unix:@offbeat-{os.getpid()}-{secrets.token_hex(8)}"
 
 
-@dataclass(eq=False)
+KILLED_SECONDS = 10.0
+"""In which a process ends that was killed."""
+LOST_CODE = 255
+"""What `multiprocessing` says of a process whose exit code it does not learn."""
+
+
 class _Started:
-    process: Any
-    lifeline: Any
-    """It ends when the other end of this pipe does."""
-    reported: bool = False
+    """One process, looked at and killed by a descriptor of its own (pidfd).
+
+    What `multiprocessing` knows of it comes from the server that forked it, whose end it takes for
+    that of all its processes: it would leave them alone.
+    """
+
+    def __init__(self, process: Any, lifeline: Any) -> None:
+        self.process = process
+        self.lifeline = lifeline
+        """It ends when the other end of this pipe does."""
+        self.reported = False
+        self._handle: int | None = None
+
+    def start(self) -> None:
+        self.process.start()
+        with contextlib.suppress(ProcessLookupError):  # It has ended already.
+            self._handle = os.pidfd_open(self.process.pid)
+
+    @property
+    def end(self) -> int:
+        """A descriptor that can be read once it has ended."""
+        return self.process.sentinel if self._handle is None else self._handle
+
+    def has_ended(self, patience: float = 0.0) -> bool:
+        """Whether it has, or does within so many seconds."""
+        if self._handle is None:
+            return True
+        waiting = select.poll()
+        waiting.register(self._handle, select.POLLIN)
+        return bool(waiting.poll(1e3 * patience))
+
+    def kill(self) -> None:
+        if self._handle is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+
+    def close(self) -> None:
+        self.lifeline.close()
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
 
 
 def _main(assignment: Assignment, lifeline: Any) -> None:
@@ -73,16 +114,18 @@ class Spawner:
             ours, theirs = context.Pipe()
             process = context.Process(target=_main, args=(assignment, theirs), daemon=True)
             self._forget(assignment.host)
-            self._started[assignment.host] = _Started(process, ours)
-            process.start()
-            self._ends.register(process.sentinel, select.POLLIN)
+            if (before := self._started.get(assignment.host)) is not None:
+                before.close()
+            started = self._started[assignment.host] = _Started(process, ours)
+            started.start()
+            self._ends.register(started.end, select.POLLIN)
             theirs.close()
 
     def __contains__(self, host: int) -> bool:
         return host in self._started
 
     def kill(self, host: int) -> None:
-        self._started[host].process.kill()
+        self._started[host].kill()
 
     def ended(self) -> dict[int, str]:
         """How processes have ended since this was asked last, by host."""
@@ -90,7 +133,9 @@ class Spawner:
         if not self._ends.poll(0):
             return found
         for host, started in self._started.items():
-            code = None if started.reported else started.process.exitcode
+            if started.reported or not started.has_ended():
+                continue
+            code = started.process.exitcode  # Which the server tells a moment later.
             if code is not None:
                 self._forget(host)
                 found[host] = _said(started.lifeline) or _how(code)
@@ -102,18 +147,19 @@ class Spawner:
         if started is not None and not started.reported:
             started.reported = True
             with contextlib.suppress(KeyError, ValueError):  # It may not have started.
-                self._ends.unregister(started.process.sentinel)
+                self._ends.unregister(started.end)
 
     def end(self, patience: float, meanwhile: Callable[[], object]) -> None:
         """Wait until all are over, `patience` seconds at most, then kill those that are not."""
         deadline = time.monotonic() + patience
         running = [s for s in self._started.values() if s.process.pid is not None]
-        while any(s.process.is_alive() for s in running) and time.monotonic() < deadline:
+        while not all(s.has_ended() for s in running) and time.monotonic() < deadline:
             meanwhile()
         for started in running:
-            started.process.kill()
-            started.process.join()
-            started.lifeline.close()
+            started.kill()
+            started.has_ended(KILLED_SECONDS)
+            started.process.join(KILLED_SECONDS)
+            started.close()
         self._started.clear()
         self._ends = select.poll()
 
@@ -129,6 +175,8 @@ def _said(lifeline: Any) -> str | None:
 def _how(code: int) -> str:
     if code < 0:
         return f"was killed by {signal.Signals(-code).name}"
+    if code == LOST_CODE:
+        return f"ended with exit code {code}, or with the process that forks the others, which knew"
     return f"ended with exit code {code}"
 
 
