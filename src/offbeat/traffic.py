@@ -15,8 +15,6 @@ BEGINNING = 64
 """Rounds that do not count: a method may communicate otherwise while it begins."""
 ROUNDS = 32
 """Rounds that do; a multiple of the periods at which methods commonly communicate."""
-END = 4
-"""Rounds after those, for how a method ends does not count either."""
 LAYERS = 4
 
 
@@ -50,22 +48,20 @@ class _Linear(nn.Module):
 def models_sent(method: Method, workers: int, *, side: int = 32) -> float:
     """Bytes that all nodes together send for each gradient, in sizes of the model.
 
-    They are what a simulation with equal workers sends between its 64th and its 96th round: how a
+    They are what a simulation of 96 rounds, with equal workers, sends beyond one of 64: how a
     method begins and ends does not count. The model is `LAYERS` matrices of `side` rows and
     columns.
     """
     dimension = LAYERS * side**2
     problem = _Matrices(side=side, dimension=dimension, samples=16 * workers)
-    experiment = small_experiment(
-        method,
-        workers=workers,
-        steps=BEGINNING + ROUNDS + END,
-        problem=problem,
-        evaluator="auto",
-        evaluate_every=ROUNDS * workers * problem.batch_size,
-    )
-    rows = simulated(experiment).metrics
-    samples = [rounds * workers * problem.batch_size for rounds in (BEGINNING, BEGINNING + ROUNDS)]
-    before, after = (next(row for row in rows if row.samples >= least) for least in samples)
-    gradients = (after.samples - before.samples) / problem.batch_size
-    return (after.bytes - before.bytes) / (gradients * 4 * dimension)
+
+    def totals(rounds: int) -> tuple[int, int]:
+        run = simulated(
+            small_experiment(
+                method, workers=workers, steps=rounds, problem=problem, evaluator="auto"
+            )
+        )
+        return run.metrics[-1].bytes, len(run.trace.gradients)
+
+    (few, before), (many, after) = totals(BEGINNING), totals(BEGINNING + ROUNDS)
+    return (many - few) / ((after - before) * 4 * dimension)
