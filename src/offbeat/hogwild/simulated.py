@@ -121,7 +121,8 @@ class Interleaved:
         self.exchanging = settings.scheme == "hogwild++" and len(x) > 1
         self.locked, self.atomic, _ = settings.rules
         fields = {name: getattr(times, name) for name in Times._fields if name != "delay"}
-        self.times = Times(**fields, delay=settings.delay)
+        # A whole number would have everything compiled anew.
+        self.times = Times(*map(float, Times(**fields, delay=settings.delay)))
         self.memory = _memory(instance.vertices * len(x))
         self.lag = np.zeros(3, np.int64)
 
