@@ -226,6 +226,15 @@ def test_the_speed_up_falls_as_density_rises():
     assert speed_ups[0] > 1.15 * speed_ups[-1]
 
 
+def test_whole_seconds_are_no_other_code():
+    """Of times of another type all of it would be compiled anew."""
+    instance = SparseSVM(rows=20).instance()
+    whole = AccessTimes(read=1, transfer=0, lock=2)
+    times = Interleaved(instance, Settings(workers=2), whole, instance.start[None]).times
+    assert {type(value) for value in times} == {float}
+    assert (times.read, times.transfer, times.lock) == (1.0, 0.0, 2.0)
+
+
 def test_times_that_cannot_be():
     with pytest.raises(ValueError, match="load is -1; it must not be negative"):
         AccessTimes(load=-1)
