@@ -133,6 +133,13 @@ def test_paths_that_are_too_long_and_devices_without_memory(capsys):
     assert "device 'meta' cannot be used" in told(capsys, "run", *SMALL, "--device", "meta")
 
 
+def test_without_out_a_folder_that_cannot_be_made_is_named(capsys, tmp_path: Path):
+    (tmp_path / "runs").write_text("no folder\n")
+    line = f"offbeat: cannot write to {tmp_path}/runs: File exists; name another directory by "
+    for command in ("run", "simulate"):
+        assert told(capsys, command, *SMALL) == f"{line}--out"
+
+
 # What torchrun sets
 
 

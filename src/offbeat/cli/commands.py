@@ -134,7 +134,11 @@ def output_directory(out: str | None, name: str) -> Generator[Path]:
             pass
     except OSError as error:
         reason = error.strerror or error
-        raise UsageError(f"cannot write to --out {wanted}: {reason}") from error
+        if out is None:
+            where = f"{wanted.absolute()}: {reason}; name another directory by --out"
+        else:
+            where = f"--out {wanted}: {reason}"
+        raise UsageError(f"cannot write to {where}") from error
     try:
         yield directory
     except BaseException as error:
