@@ -10,6 +10,7 @@ import pytest
 
 from offbeat.cli import main
 from offbeat.config import build, experiment_parser, parse
+from workplace import enter_workplace
 
 ROOT = Path(__file__).parents[1]
 PAGES = {page.stem: page.read_text() for page in sorted((ROOT / "docs").glob("*.md"))}
@@ -34,11 +35,8 @@ def blocks(text: str) -> list[str]:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    enter_workplace(tmp_path, monkeypatch)
     (tmp_path / "docs" / "images").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    # Processes that share the work take seconds to start, and give the same.
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path

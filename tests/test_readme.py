@@ -12,6 +12,7 @@ import pytest
 
 from offbeat.cli import main
 from offbeat.methods import METHODS
+from workplace import enter_workplace
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -77,10 +78,7 @@ def test_the_example_loop_trains_alone():
 def test_every_command_works_word_for_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    monkeypatch.chdir(tmp_path)
-    # Processes that share the work take seconds to start, and give the same.
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    enter_workplace(tmp_path, monkeypatch)
     assert len(COMMANDS) >= 8
     for command in COMMANDS:
         assert main(command[1:]) in (0, None), command
