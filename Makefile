@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 INSTALL := install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: setup demo test chaos lint format clean
+.PHONY: setup demo test tests chaos lint types format clean
 
 setup: $(READY)
 
@@ -31,16 +31,21 @@ demo: $(READY)
 	$(BIN)/offbeat run --method AsyncSGD --optimizer.lr 0.1 --workers 2 --out demo/real --plots
 	$(BIN)/offbeat replay demo/real
 
-test: lint
+# With `--jobs 2` lint and tests run side by side.
+test: lint tests
+
+tests: $(READY)
 	$(BIN)/pytest -ra -n 2 --dist worksteal
 
 # Kill, interrupt and starve real runs, and see that nothing hangs and nothing is left.
 chaos: $(READY)
 	$(BIN)/python benchmarks/chaos.py --out benchmarks/chaos.json
 
-lint: $(READY)
+lint: types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(READY)
 	$(BIN)/basedpyright
 
 format: $(READY)
