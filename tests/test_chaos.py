@@ -293,7 +293,7 @@ def test_a_run_with_checkpoints_goes_on_whoever_is_killed(
 @pytest.mark.parametrize("name", ["AsyncSGD", "ADPSGD"])
 def test_a_worker_that_was_killed_joins_again(name: str, before: Belongings, tmp_path: Path):
     (where,) = draw_kills(experiment(name, 800), range(4), 1, seed=0)
-    rejoined = run_rejoining(experiment(name, 24_000), where, tmp_path, at=0.5)
+    rejoined = run_rejoining(experiment(name, 72_000), where, tmp_path, at=0.5)
     assert rejoined.struck
     assert rejoined.wrong() == []
     assert before.remains() == []
@@ -324,7 +324,7 @@ def test_what_is_wrong_with_a_recovery_is_said(whole: KilledRun):
 def test_nothing_of_a_result_shows_that_processes_were_paused(
     name: str, join: float | None, before: Belongings, tmp_path: Path
 ):
-    planned = experiment(name, 24_000 if join else 6400)
+    planned = experiment(name, 36_000 if join else 6400)
     whole = run_processes(planned).vector if METHODS[name].synchronous else None
     paused = run_paused(planned, tmp_path, "0", whole, join)
     assert paused.pauses > 5

@@ -114,7 +114,7 @@ def test_synchronous_methods_give_the_simulator_s_bits(name: str):
 
 @pytest.mark.parametrize("method", [AsyncSGD(), ADPSGD(), StochasticGradientPush()])
 def test_the_others_finish_when_a_worker_is_killed(method: Method, tmp_path: Path):
-    crash = Fault(kind="crash", rank=1, at=0.15)
+    crash = Fault(kind="crash", rank=1, at=0.05)
     run = run_processes(experiment(method, 3, samples=16_000, faults=(crash,)), tmp_path)
     assert run.error is None
     assert any("node 1 (worker) was killed by SIGKILL" in note for note in run.notes)
@@ -125,7 +125,7 @@ def test_the_others_finish_when_a_worker_is_killed(method: Method, tmp_path: Pat
 def test_a_killed_server_ends_every_process_and_is_named():
     run_processes(experiment(SGD(), 1, samples=16))  # Starting up is not what is timed.
     began = time.monotonic()
-    crash = Fault(kind="crash", rank=2, at=0.15)
+    crash = Fault(kind="crash", rank=2, at=0.05)
     run = run_processes(experiment(AsyncSGD(), samples=160_000, faults=(crash,)))
     assert run.error is not None
     assert "server 2 is gone" in run.error
@@ -135,7 +135,7 @@ def test_a_killed_server_ends_every_process_and_is_named():
 
 
 def test_a_synchronous_method_names_the_worker_it_lost():
-    crash = Fault(kind="crash", rank=1, at=0.15)
+    crash = Fault(kind="crash", rank=1, at=0.05)
     run = run_processes(experiment(AllReduceSGD(), 3, samples=160_000, faults=(crash,)))
     assert run.error is not None
     assert "node 1 (worker) was killed by SIGKILL" in run.error
@@ -143,7 +143,7 @@ def test_a_synchronous_method_names_the_worker_it_lost():
 
 
 def test_a_worker_leaves_and_the_others_go_on(tmp_path: Path):
-    leave = Fault(kind="leave", rank=1, at=0.15)
+    leave = Fault(kind="leave", rank=1, at=0.05)
     run = run_processes(experiment(AsyncSGD(), 3, samples=16_000, faults=(leave,)), tmp_path)
     assert run.error is None
     assert any("node 1 (worker) left" in note for note in run.notes)

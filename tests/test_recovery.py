@@ -90,10 +90,10 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("method", [AllReduceSGD(), SyncSGD()], ids=["worker", "server"])
 def test_a_needed_process_that_is_killed_comes_back(method: Method, tmp_path: Path):
-    whole = run_processes(experiment(method, samples=16_000))
-    crash = Fault(kind="crash", rank=2 if method.server_count else 1, at=0.4)
+    whole = run_processes(experiment(method, samples=32_000))
+    crash = Fault(kind="crash", rank=2 if method.server_count else 1, at=0.2)
     run = run_processes(
-        experiment(method, samples=16_000, faults=(crash,)), tmp_path, checkpoint_every=0.15
+        experiment(method, samples=32_000, faults=(crash,)), tmp_path, checkpoint_every=0.05
     )
     assert run.error is None
     assert any("was killed by SIGKILL" in note for note in run.notes)
@@ -104,12 +104,12 @@ def test_a_needed_process_that_is_killed_comes_back(method: Method, tmp_path: Pa
 
 
 def test_an_asynchronous_server_comes_back_from_its_checkpoint(tmp_path: Path):
-    crash = Fault(kind="crash", rank=2, at=0.4)
+    crash = Fault(kind="crash", rank=2, at=0.2)
     run = run_processes(
-        experiment(AsyncSGD(), samples=16_000, faults=(crash,)), tmp_path, checkpoint_every=0.15
+        experiment(AsyncSGD(), samples=32_000, faults=(crash,)), tmp_path, checkpoint_every=0.05
     )
     assert run.error is None
-    assert run.metrics[-1].samples == 16_000
+    assert run.metrics[-1].samples == 32_000
     assert run.metrics[-1].accuracy > 0.9
     assert_replays(run, tmp_path)
 
