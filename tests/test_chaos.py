@@ -384,7 +384,8 @@ def parts(monkeypatch: pytest.MonkeyPatch, server_of_forks: None) -> Generator[M
 def test_a_command_that_is_killed_goes_on_to_the_bit(part: str, parts: ModuleType):
     from mishaps.outcomes import Settings
 
-    settings = Settings(only=("AllReduceSGD",), runs=1, seed=0, deadline=120.0)
+    # Of this seed the first kills come 0.11 s after the first checkpoint, so before any run's end.
+    settings = Settings(only=("AllReduceSGD",), runs=1, seed=91, deadline=120.0)
     outcome = next(parts.PARTS[part](settings))
     assert outcome.wrong == []
     assert outcome.done

@@ -43,7 +43,7 @@ def test_a_resumed_synchronous_run_equals_the_uninterrupted_one(name: str, tmp_p
     whole = run_processes(experiment(METHODS[name](), samples=4800))
     # Held after the first gradients, and then ended by a smaller budget, as if interrupted.
     first = run_processes(
-        experiment(METHODS[name](), samples=3200), tmp_path, checkpoint_every=0.01
+        experiment(METHODS[name](), samples=3200), tmp_path, checkpoint_every=0.003
     )
     assert first.error is None
     checkpoint, notes = latest_checkpoint(tmp_path)
@@ -69,7 +69,7 @@ def test_an_asynchronous_run_goes_on_with_what_it_had(
     method: Method, workers: int, samples: int, tmp_path: Path
 ):
     first = experiment(method, workers, samples=samples)
-    run_processes(first, tmp_path, checkpoint_every=0.05)
+    run_processes(first, tmp_path, checkpoint_every=0.01)
     checkpoint, _ = latest_checkpoint(tmp_path)
     assert checkpoint.samples <= samples
     further = experiment(method, workers, samples=2 * samples)
@@ -91,9 +91,9 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path: Path):
 @pytest.mark.parametrize("method", [AllReduceSGD(), SyncSGD()], ids=["worker", "server"])
 def test_a_needed_process_that_is_killed_comes_back(method: Method, tmp_path: Path):
     whole = run_processes(experiment(method, samples=32_000))
-    crash = Fault(kind="crash", rank=2 if method.server_count else 1, at=0.2)
+    crash = Fault(kind="crash", rank=2 if method.server_count else 1, at=0.1)
     run = run_processes(
-        experiment(method, samples=32_000, faults=(crash,)), tmp_path, checkpoint_every=0.05
+        experiment(method, samples=32_000, faults=(crash,)), tmp_path, checkpoint_every=0.02
     )
     assert run.error is None
     assert any("was killed by SIGKILL" in note for note in run.notes)
@@ -104,9 +104,9 @@ def test_a_needed_process_that_is_killed_comes_back(method: Method, tmp_path: Pa
 
 
 def test_an_asynchronous_server_comes_back_from_its_checkpoint(tmp_path: Path):
-    crash = Fault(kind="crash", rank=2, at=0.2)
+    crash = Fault(kind="crash", rank=2, at=0.1)
     run = run_processes(
-        experiment(AsyncSGD(), samples=32_000, faults=(crash,)), tmp_path, checkpoint_every=0.05
+        experiment(AsyncSGD(), samples=32_000, faults=(crash,)), tmp_path, checkpoint_every=0.02
     )
     assert run.error is None
     assert run.metrics[-1].samples == 32_000
@@ -222,7 +222,7 @@ def test_a_run_whose_launcher_is_killed_is_resumed_to_the_bit(tmp_path: Path):
     options = ["--method", "AllReduceSGD", "--budget.samples", "48000"]
     options += ["--optimizer.momentum", "0.9", "--optimizer.lr", "0.01"]
     out = tmp_path / "run"
-    job = offbeat("run", *options, "--checkpoint", "0.2", "--out", str(out))
+    job = offbeat("run", *options, "--checkpoint", "0.1", "--out", str(out))
     deadline = time.monotonic() + 60
     while not list(out.glob("checkpoints/[0-9]*")) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -285,7 +285,7 @@ def test_copies_for_evaluation_are_of_one_moment():
 
 def test_a_run_goes_on_from_a_checkpoint_and_alone(tmp_path: Path):
     whole = run_processes(experiment(optimizer="AdamW", steps=40))
-    first = run_processes(experiment(optimizer="AdamW", steps=20), tmp_path, checkpoint_every=0.01)
+    first = run_processes(experiment(optimizer="AdamW", steps=20), tmp_path, checkpoint_every=0.003)
     assert first.error is None
     checkpoint, notes = latest_checkpoint(tmp_path)
     assert not notes
@@ -319,8 +319,8 @@ def test_a_run_without_a_further_step_keeps_its_checkpoint(optimizer: str, tmp_p
 
 def test_a_killed_worker_comes_back(tmp_path: Path):
     whole = run_processes(experiment(steps=150))
-    crash = Fault(kind="crash", rank=1, at=0.4)
-    run = run_processes(experiment(steps=150, faults=(crash,)), tmp_path, checkpoint_every=0.1)
+    crash = Fault(kind="crash", rank=1, at=0.1)
+    run = run_processes(experiment(steps=150, faults=(crash,)), tmp_path, checkpoint_every=0.03)
     assert run.error is None
     assert any("was killed by SIGKILL" in note for note in run.notes)
     assert torch.equal(run.vector, whole.vector)

@@ -166,13 +166,13 @@ def test_torchrun_starts_a_run(tmp_path: Path):
 
 def test_who_departed_before_the_checkpoint_comes_back_with_the_ranks(tmp_path: Path):
     # As when a rank is lost, and the others go on and write one before torchrun has ended them.
-    crash = Fault(kind="crash", rank=1, at=0.1)
-    planned = experiment(ADPSGD(), samples=3_200, faults=(crash,))
-    run_processes(planned, tmp_path / "run", checkpoint_every=0.1)
+    crash = Fault(kind="crash", rank=1, at=0.05)
+    planned = experiment(ADPSGD(), samples=32_000, faults=(crash,))
+    run_processes(planned, tmp_path / "run", checkpoint_every=0.05)
     checkpoint, _ = latest_checkpoint(tmp_path / "run")
     assert checkpoint.nodes == (0,)
     code, output, errors = torchrun(
-        "--resume", "run", "--budget.samples", "6400", cwd=tmp_path, ranks=2
+        "--resume", "run", "--budget.samples", "64000", cwd=tmp_path, ranks=2
     )
     assert code == 0, errors
     assert "note       node 1 (worker) came back there" in output
